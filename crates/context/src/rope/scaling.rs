@@ -1,0 +1,287 @@
+use std::f64::consts::PI;
+
+/// Rotary embedding of a model: base, rotated dimensions, trained window and scaling.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// Base θ; frequency `i` is `θ^(-2i / dim)`.
+    pub theta: f64,
+    /// Rotated dimensions of a head; even.
+    pub dim: usize,
+    /// Positions the model is configured for (`max_position_embeddings`).
+    pub window: usize,
+    /// How the frequencies are changed.
+    pub scaling: RopeScaling,
+}
+
+/// Changes to the plain frequencies.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// None: plain RoPE.
+    None,
+    /// Position interpolation: every frequency divided by `factor`.
+    Linear {
+        /// Stretch.
+        factor: f64,
+    },
+    /// NTK-aware: the base grows by `factor^(dim / (dim - 2))`, at every length.
+    Ntk {
+        /// Stretch.
+        factor: f64,
+    },
+    /// NTK whose base follows the current length once it exceeds the window.
+    DynamicNtk {
+        /// Stretch per window.
+        factor: f64,
+    },
+    /// YaRN (arXiv 2309.00071): high frequencies kept, low ones interpolated, and cosine and sine scaled.
+    Yarn {
+        /// Stretch.
+        factor: f64,
+        /// Window before stretching.
+        original_window: usize,
+        /// Rotations within the original window above which a frequency is kept (32).
+        beta_fast: f64,
+        /// Rotations below which it is fully interpolated (1).
+        beta_slow: f64,
+        /// Factor on cosine and sine; `None` is `0.1 ln(factor) + 1`.
+        attention_factor: Option<f64>,
+    },
+    /// Llama 3.1's smoothed interpolation.
+    Llama3 {
+        /// Stretch of the low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_window / low_freq_factor` are fully stretched.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_window / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Window before stretching.
+        original_window: usize,
+    },
+}
+
+/// A rotary configuration that makes no sense.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RopeError {
+    /// A number is out of range.
+    #[error("rope {name} is {value}; it must be {expected}")]
+    OutOfRange {
+        /// The field.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// The name of the scaling is not known.
+    #[error("unknown rope scaling `{0}`; known are none, linear, ntk, dynamic, yarn, llama3")]
+    Unknown(String),
+    /// A `name:key=value,...` specification could not be read.
+    #[error("rope `{spec}`: {reason}")]
+    Spec {
+        /// The specification.
+        spec: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl RopeConfig {
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// Names the first field out of range.
+    pub fn validate(&self) -> Result<(), RopeError> {
+        let check = |name, value: f64, ok: bool, expected| {
+            if ok && value.is_finite() { Ok(()) } else { Err(RopeError::OutOfRange { name, value, expected }) }
+        };
+        check("theta", self.theta, self.theta > 1.0, "above 1")?;
+        check("dim", self.dim as f64, self.dim >= 2 && self.dim.is_multiple_of(2), "even and at least 2")?;
+        check("window", self.window as f64, self.window > 0, "at least 1")?;
+        let factor = |f: f64| check("factor", f, f >= 1.0, "at least 1");
+        match self.scaling {
+            RopeScaling::None => Ok(()),
+            RopeScaling::Linear { factor: f } => factor(f),
+            RopeScaling::Ntk { factor: f } | RopeScaling::DynamicNtk { factor: f } => {
+                check("dim", self.dim as f64, self.dim > 2, "above 2 for NTK scaling")?;
+                factor(f)
+            }
+            RopeScaling::Yarn { factor: f, original_window, beta_fast, beta_slow, attention_factor } => {
+                factor(f)?;
+                check("original window", original_window as f64, original_window > 0, "at least 1")?;
+                check("beta_fast", beta_fast, beta_fast > beta_slow, "above beta_slow")?;
+                check("beta_slow", beta_slow, beta_slow > 0.0, "above 0")?;
+                let a = attention_factor.unwrap_or(1.0);
+                check("attention_factor", a, a > 0.0, "above 0")
+            }
+            RopeScaling::Llama3 { factor: f, low_freq_factor: low, high_freq_factor: high, original_window } => {
+                factor(f)?;
+                check("low_freq_factor", low, low > 0.0, "above 0")?;
+                check("high_freq_factor", high, high > low, "above low_freq_factor")?;
+                check("original window", original_window as f64, original_window > 0, "at least 1")
+            }
+        }
+    }
+
+    /// Whether the frequencies depend on the length of the context.
+    pub fn changes_with_length(&self) -> bool {
+        matches!(self.scaling, RopeScaling::DynamicNtk { .. })
+    }
+
+    /// Frequencies `[dim / 2]` and the factor on cosine and sine for a context of `n` tokens.
+    pub fn frequencies(&self, n: usize) -> (Vec<f32>, f32) {
+        let plain = |theta: f64| (0..self.dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / self.dim as f64));
+        let dim = self.dim as f64;
+        let stretched = |by: f64| self.theta * by.powf(dim / (dim - 2.0));
+        let narrow = |f: &mut dyn Iterator<Item = f64>| f.map(|x| x as f32).collect::<Vec<f32>>();
+        match self.scaling {
+            RopeScaling::None => (narrow(&mut plain(self.theta)), 1.0),
+            RopeScaling::Linear { factor } => (narrow(&mut plain(self.theta).map(|f| f / factor)), 1.0),
+            RopeScaling::Ntk { factor } => (narrow(&mut plain(stretched(factor))), 1.0),
+            RopeScaling::DynamicNtk { factor } => {
+                let ratio = n.max(self.window) as f64 / self.window as f64;
+                (narrow(&mut plain(stretched(factor * ratio - (factor - 1.0)))), 1.0)
+            }
+            RopeScaling::Yarn { factor, original_window, beta_fast, beta_slow, attention_factor } => {
+                let turns = |t: f64| {
+                    dim * (original_window as f64 / (t * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+                };
+                let low = turns(beta_fast).floor().max(0.0);
+                let mut high = turns(beta_slow).ceil().min(dim - 1.0);
+                if high == low {
+                    high += 0.001;
+                }
+                let mut frequencies = plain(self.theta).enumerate().map(|(i, f)| {
+                    let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    f * (1.0 - ramp) + f / factor * ramp
+                });
+                let attention = attention_factor.unwrap_or(0.1 * factor.ln() + 1.0);
+                (narrow(&mut frequencies), attention as f32)
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_window } => {
+                let old = original_window as f64;
+                let mut frequencies = plain(self.theta).map(|f| {
+                    let wavelength = 2.0 * PI / f;
+                    if wavelength < old / high_freq_factor {
+                        f
+                    } else if wavelength > old / low_freq_factor {
+                        f / factor
+                    } else {
+                        let smooth = (old / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        (1.0 - smooth) * f / factor + smooth * f
+                    }
+                });
+                (narrow(&mut frequencies), 1.0)
+            }
+        }
+    }
+
+    /// The same model with another scaling, from `NAME[:key=value,...]` as the command line has it, for instance
+    /// `yarn:factor=4` or `linear:factor=2`. `factor` defaults to 4, `original` to the model's window.
+    ///
+    /// # Errors
+    /// When the name or a key is not known, or a number is out of range.
+    pub fn with_spec(&self, spec: &str) -> Result<Self, RopeError> {
+        let (name, rest) = spec.split_once(':').unwrap_or((spec, ""));
+        let mut numbers = Numbers { spec, pairs: Vec::new() };
+        for pair in rest.split(',').filter(|p| !p.is_empty()) {
+            let (key, value) = pair.split_once('=').ok_or_else(|| numbers.error(format!("`{pair}` is not key=value")))?;
+            let value = value.parse().map_err(|_| numbers.error(format!("`{value}` is not a number")))?;
+            numbers.pairs.push((key.to_string(), value));
+        }
+        let mut take = |key: &str, default: f64| numbers.take(key, default);
+        let window = self.window as f64;
+        let scaling = match name {
+            "none" | "plain" | "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: take("factor", 4.0) },
+            "ntk" => RopeScaling::Ntk { factor: take("factor", 4.0) },
+            "dynamic" => RopeScaling::DynamicNtk { factor: take("factor", 4.0) },
+            "yarn" => RopeScaling::Yarn {
+                factor: take("factor", 4.0),
+                original_window: take("original", window) as usize,
+                beta_fast: take("beta_fast", 32.0),
+                beta_slow: take("beta_slow", 1.0),
+                attention_factor: Some(take("attention_factor", f64::NAN)).filter(|a| !a.is_nan()),
+            },
+            "llama3" => RopeScaling::Llama3 {
+                factor: take("factor", 8.0),
+                low_freq_factor: take("low_freq_factor", 1.0),
+                high_freq_factor: take("high_freq_factor", 4.0),
+                original_window: take("original", window) as usize,
+            },
+            other => return Err(RopeError::Unknown(other.to_string())),
+        };
+        if let Some((key, _)) = numbers.pairs.first() {
+            return Err(numbers.error(format!("`{name}` has no parameter `{key}`")));
+        }
+        let config = Self { scaling, ..self.clone() };
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+struct Numbers<'a> {
+    spec: &'a str,
+    pairs: Vec<(String, f64)>,
+}
+
+impl Numbers<'_> {
+    fn take(&mut self, key: &str, default: f64) -> f64 {
+        match self.pairs.iter().position(|p| p.0 == key) {
+            Some(i) => self.pairs.remove(i).1,
+            None => default,
+        }
+    }
+
+    fn error(&self, reason: String) -> RopeError {
+        RopeError::Spec { spec: self.spec.to_string(), reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dim: usize, theta: f64, window: usize, scaling: RopeScaling) -> RopeConfig {
+        RopeConfig { theta, dim, window, scaling }
+    }
+
+    /// Spec `methods.md`, section 9: hand-computed YaRN frequencies.
+    #[test]
+    fn yarn_gives_the_published_frequencies() {
+        let scaling = RopeScaling::Yarn {
+            factor: 8.0,
+            original_window: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: None,
+        };
+        let (f, multiplier) = config(128, 1e4, 32768, scaling).frequencies(1);
+        assert!((multiplier - 1.2079442).abs() < 1e-6);
+        for (i, want) in [(0, 1.0), (20, 0.0562341), (30, 0.0088474), (40, 0.00103382), (63, 1.44348e-5)] {
+            assert!((f[i] - want).abs() <= 1e-4 * want, "frequency {i}: {} instead of {want}", f[i]);
+        }
+    }
+
+    /// Dynamic NTK is plain within the window and equals CLEX's `D = 0` solution beyond it (same section).
+    #[test]
+    fn dynamic_ntk_follows_the_length() {
+        let c = config(8, 1e4, 100, RopeScaling::DynamicNtk { factor: 2.0 });
+        assert_eq!(c.frequencies(100).0, config(8, 1e4, 100, RopeScaling::None).frequencies(1).0);
+        let want = [1.0, 0.0693361274, 0.00480749857, 0.000333333333];
+        for (got, want) in c.frequencies(200).0.iter().zip(want) {
+            assert!((got - want).abs() < 1e-6 * want.max(1e-3), "{got} instead of {want}");
+        }
+        assert!(c.changes_with_length());
+    }
+
+    #[test]
+    fn specifications_are_read_and_refused() {
+        let c = config(64, 1e4, 4096, RopeScaling::None);
+        assert_eq!(c.with_spec("linear:factor=2").unwrap().scaling, RopeScaling::Linear { factor: 2.0 });
+        assert!(matches!(c.with_spec("yarn").unwrap().scaling, RopeScaling::Yarn { original_window: 4096, .. }));
+        for bad in ["warp", "linear:factor=0.5", "linear:speed=2", "yarn:factor", "yarn:factor=x", "ntk:factor=nan"] {
+            assert!(c.with_spec(bad).is_err(), "{bad} was accepted");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The contract between the engine and the arithmetic.
+
+use crate::{KvView, Matrix, Segment, TopK, TopKRequest};
+
+/// Raw queries (before RoPE) of the tokens of one step.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    /// `[q_len, n_heads, head_dim]`.
+    pub data: &'a [f32],
+    /// Query heads.
+    pub n_heads: usize,
+    /// Tokens in this step.
+    pub q_len: usize,
+    /// Length of one head's vector.
+    pub head_dim: usize,
+    /// Token index of the first query; the others follow it one by one. Causality is judged on these.
+    pub first: usize,
+}
+
+impl<'a> Queries<'a> {
+    /// The vector of query `token` (0 is the first of the step) and `head`: `[head_dim]`.
+    pub fn row(&self, token: usize, head: usize) -> &'a [f32] {
+        let start = (token * self.n_heads + head) * self.head_dim;
+        &self.data[start..start + self.head_dim]
+    }
+}
+
+/// Everything the engine asks of the hardware.
+///
+/// Contracts, for every implementation:
+///
+/// * Results do not depend on the number of threads.
+/// * Query head `h` belongs to KV head `h / (n_heads / n_kv_heads)`.
+/// * Shapes that do not fit together are a bug of the caller and panic with the shapes in the message.
+pub trait Backend: Send + Sync + std::fmt::Debug {
+    /// Name and path, for reports: `reference`, `cpu (avx512-bf16, 2 threads)`.
+    fn name(&self) -> String;
+
+    /// Threads this backend computes with.
+    fn threads(&self) -> usize;
+
+    /// Runs `f` on the backend's thread pool, so that calls inside need not enter it one by one.
+    fn install(&self, f: &mut (dyn FnMut() + Send));
+
+    /// `y = x · wᵀ + bias`. `x: [rows, w.cols()]`, `bias: [w.rows()]`, `y: [rows, w.rows()]` (overwritten).
+    fn linear(&self, x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]);
+
+    /// Root-mean-square norm of each row of `x: [rows, weight.len()]`: `y = x / sqrt(mean(x²) + eps) · weight`.
+    fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]);
+
+    /// SwiGLU's product: `gate = silu(gate) · up`, elementwise.
+    fn silu_mul(&self, gate: &mut [f32], up: &[f32]);
+
+    /// The keys of `request.keys` with the largest `q · k` for each query and head, without rotation, scaling or mask.
+    ///
+    /// Ties go to the lower token index. See [`TopKRequest`] for the pairing of heads and the tile rule.
+    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK;
+
+    /// Softmax attention over segments.
+    ///
+    /// `views` holds one list of segments shared by all KV heads (length 1) or one list a KV head (length
+    /// `n_kv_heads`). The logit of a query and a visible key is `scale · rotate(q) · rotate(k)`; one softmax runs over
+    /// all visible keys of all segments of the list (equivalently: each segment's attention, merged by log-sum-exp).
+    /// A query that sees no key gives zeros and a log-sum-exp of minus infinity.
+    ///
+    /// `out: [q_len, n_heads, head_dim]` is overwritten; `lse: [q_len, n_heads]` too, when given.
+    fn attend(
+        &self,
+        q: &Queries,
+        kv: &KvView,
+        views: &[Vec<Segment>],
+        scale: f32,
+        out: &mut [f32],
+        lse: Option<&mut [f32]>,
+    );
+}

@@ -1,0 +1,98 @@
+//! Memory aligned to cache lines, zeroed by the operating system when it is first touched.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+const ALIGN: usize = 64;
+
+/// A fixed-length array on a 64-byte boundary, so that no vector load crosses a cache line it need not cross.
+pub struct Buffer<T: bytemuck::Pod> {
+    ptr: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: a `Buffer` owns its memory exclusively, as `Vec` does, and `Pod` types carry no shared state.
+unsafe impl<T: bytemuck::Pod + Send> Send for Buffer<T> {}
+// SAFETY: as above; `&Buffer` only gives out `&[T]`.
+unsafe impl<T: bytemuck::Pod + Sync> Sync for Buffer<T> {}
+
+impl<T: bytemuck::Pod> Buffer<T> {
+    /// `len` zeros.
+    ///
+    /// # Panics
+    /// If `len` elements exceed `isize::MAX` bytes. Aborts, as `Vec` does, when memory is exhausted.
+    pub fn zeroed(len: usize) -> Self {
+        let layout = Self::layout(len);
+        if layout.size() == 0 {
+            return Self { ptr: NonNull::dangling(), len };
+        }
+        // SAFETY: the layout's size is not zero.
+        let raw = unsafe { alloc_zeroed(layout) };
+        match NonNull::new(raw.cast::<T>()) {
+            Some(ptr) => Self { ptr, len },
+            None => handle_alloc_error(layout),
+        }
+    }
+
+    /// A copy of `data`.
+    pub fn from_slice(data: &[T]) -> Self {
+        let mut buffer = Self::zeroed(data.len());
+        buffer.copy_from_slice(data);
+        buffer
+    }
+
+    fn layout(len: usize) -> Layout {
+        let bytes = len.checked_mul(size_of::<T>()).expect("buffer length overflows");
+        Layout::from_size_align(bytes, ALIGN.max(align_of::<T>())).expect("buffer length overflows")
+    }
+}
+
+impl<T: bytemuck::Pod> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        let layout = Self::layout(self.len);
+        if layout.size() > 0 {
+            // SAFETY: `ptr` came from `alloc_zeroed` with this very layout.
+            unsafe { dealloc(self.ptr.as_ptr().cast(), layout) }
+        }
+    }
+}
+
+impl<T: bytemuck::Pod> Deref for Buffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `ptr` is aligned and points to `len` initialised elements (zeroed, and any bytes are a valid `Pod`).
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl<T: bytemuck::Pod> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and `&mut self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl<T: bytemuck::Pod> std::fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer<{}>[{}]", std::any::type_name::<T>(), self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_aligned_zeroed_and_holds_what_is_written() {
+        for len in [0, 1, 7, 1000] {
+            let mut b = Buffer::<f32>::zeroed(len);
+            assert!(b.iter().all(|&x| x == 0.0));
+            assert!(len == 0 || b.as_ptr() as usize % 64 == 0);
+            for (i, x) in b.iter_mut().enumerate() {
+                *x = i as f32;
+            }
+            assert_eq!(Buffer::from_slice(&b)[..], b[..]);
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The arithmetic of `reattention`, behind one [`Backend`] trait.
+//!
+//! A backend knows nothing of methods, models or tokens. It multiplies matrices, finds the cached keys with the
+//! largest scores, and attends over *segments* of cached keys (see [`Segment`]). Two implementations exist:
+//!
+//! * [`Reference`]: plain f32 loops, slow and easy to read. It is the oracle the others are tested against.
+//! * [`Cpu`]: SIMD paths chosen at run time, on a persistent thread pool.
+//!
+//! Shapes are written outermost first, for instance `[q_len, n_heads, head_dim]`: one token's heads lie together.
+#![deny(missing_docs)]
+
+mod backend;
+mod buffer;
+pub mod cpu;
+mod kv;
+mod matrix;
+mod reference;
+mod rope;
+mod segment;
+mod top_k;
+
+pub use backend::{Backend, Queries};
+pub use buffer::Buffer;
+pub use cpu::Cpu;
+pub use half::{bf16, f16};
+pub use kv::{Element, KvView, PAGE, Pages};
+pub use matrix::{Matrix, MatrixData, MatrixError};
+pub use reference::Reference;
+pub use rope::RopeTable;
+pub use segment::{Band, KeySet, Position, Segment};
+pub use top_k::{HeadPairing, TopK, TopKRequest, TopKRule};

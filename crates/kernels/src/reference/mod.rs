@@ -1,0 +1,137 @@
+//! The plain backend: f32, one loop a formula, nothing clever. Fast backends are tested against it.
+
+use crate::{Backend, KvView, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule};
+
+/// Plain f32 arithmetic on the calling thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+impl Backend for Reference {
+    fn name(&self) -> String {
+        "reference".into()
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn install(&self, f: &mut (dyn FnMut() + Send)) {
+        f();
+    }
+
+    fn linear(&self, x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
+        let (outputs, inputs) = (w.rows(), w.cols());
+        assert_eq!((x.len(), y.len()), (rows * inputs, rows * outputs), "linear: {rows} rows, {outputs} x {inputs}");
+        let mut weights = vec![0.0; inputs];
+        for o in 0..outputs {
+            w.copy_row(o, &mut weights);
+            for r in 0..rows {
+                y[r * outputs + o] = dot(&x[r * inputs..(r + 1) * inputs], &weights) + bias.map_or(0.0, |b| b[o]);
+            }
+        }
+    }
+
+    fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+        for (x, y) in x.chunks_exact(weight.len()).zip(y.chunks_exact_mut(weight.len())) {
+            let mean = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
+            let factor = 1.0 / (mean + eps).sqrt();
+            for i in 0..x.len() {
+                y[i] = x[i] * factor * weight[i];
+            }
+        }
+    }
+
+    fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            *g = *g / (1.0 + (-*g).exp()) * u;
+        }
+    }
+
+    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {
+        let keys = request.keys.clone();
+        let k = match request.rule {
+            TopKRule::Exact => request.k.min(keys.len()),
+            TopKRule::BestPerTile { .. } => request.k,
+        };
+        let mut found =
+            TopK { q_len: q.q_len, n_heads: q.n_heads, k, indices: Vec::new(), scores: Vec::new() };
+        let mut key = vec![0.0; kv.head_dim];
+        for token in 0..q.q_len {
+            for head in 0..q.n_heads {
+                let kv_head = request.pairing.kv_head(head, q.n_heads, kv.n_kv_heads);
+                let mut scores: Vec<(f32, u32)> = Vec::with_capacity(keys.len());
+                for t in keys.clone() {
+                    kv.copy_key(kv_head, t, &mut key);
+                    scores.push((dot(q.row(token, head), &key), t as u32));
+                }
+                if let TopKRule::BestPerTile { tile } = request.rule {
+                    let best = |tile: &[(f32, u32)]| *tile.iter().min_by(|a, b| best_first(a, b)).expect("a tile");
+                    scores = scores.chunks(tile).map(best).collect();
+                    scores.resize(scores.len().max(k), (f32::MIN, keys.start as u32));
+                }
+                scores.sort_by(best_first);
+                found.indices.extend(scores[..k].iter().map(|s| s.1));
+                found.scores.extend(scores[..k].iter().map(|s| s.0));
+            }
+        }
+        found
+    }
+
+    fn attend(
+        &self,
+        q: &Queries,
+        kv: &KvView,
+        views: &[Vec<Segment>],
+        scale: f32,
+        out: &mut [f32],
+        mut lse: Option<&mut [f32]>,
+    ) {
+        let (dim, group) = (q.head_dim, q.n_heads / kv.n_kv_heads);
+        let mut value = vec![0.0; dim];
+        for head in 0..q.n_heads {
+            let kv_head = head / group;
+            for token in 0..q.q_len {
+                let index = q.first + token;
+                // Logits of all visible keys of all segments; one softmax over them is the log-sum-exp merge.
+                let mut logits: Vec<(f32, usize)> = Vec::new();
+                for segment in &views[if views.len() == 1 { 0 } else { kv_head }] {
+                    let mut query = q.row(token, head).to_vec();
+                    segment.query_rope.rotate(segment.query_position.at(index, token), &mut query);
+                    for rank in 0..segment.keys.len() {
+                        let t = segment.keys.token(rank);
+                        if segment.band.sees(index, t) {
+                            let mut key = vec![0.0; dim];
+                            kv.copy_key(kv_head, t, &mut key);
+                            segment.key_rope.rotate(segment.key_position.at(t, rank), &mut key);
+                            logits.push((scale * dot(&query, &key), t));
+                        }
+                    }
+                }
+                let max = logits.iter().fold(f32::NEG_INFINITY, |m, l| m.max(l.0));
+                let sum: f32 = logits.iter().map(|l| (l.0 - max).exp()).sum();
+                let row = &mut out[(token * q.n_heads + head) * dim..][..dim];
+                row.fill(0.0);
+                for &(logit, t) in &logits {
+                    kv.copy_value(kv_head, t, &mut value);
+                    let weight = (logit - max).exp() / sum;
+                    for i in 0..dim {
+                        row[i] += weight * value[i];
+                    }
+                }
+                if let Some(lse) = lse.as_deref_mut() {
+                    lse[token * q.n_heads + head] =
+                        if logits.is_empty() { f32::NEG_INFINITY } else { max + sum.ln() };
+                }
+            }
+        }
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+/// Larger scores first, ties by ascending token index.
+fn best_first(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
+    b.0.partial_cmp(&a.0).unwrap_or(std::cmp::Ordering::Equal).then(a.1.cmp(&b.1))
+}

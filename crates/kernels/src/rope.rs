@@ -1,0 +1,119 @@
+//! Rotary position embedding: cosines and sines of any position from two small tables.
+
+/// Positions covered by the fine table; the coarse table steps by this much.
+const FINE: usize = 256;
+
+/// RoPE rotation for one set of frequencies.
+///
+/// The angle of pair `i` at position `p` is `p · inv_freq[i]`; dimensions `i` and `i + rotary_dim / 2` form a pair
+/// (the half-split layout of Hugging Face models). Cosines and sines come from `cos(a + b)` with `a` a multiple of 256
+/// positions, so the tables stay small at millions of positions; angles are computed in f64.
+#[derive(Debug)]
+pub struct RopeTable {
+    inv_freq: Vec<f32>,
+    multiplier: f32,
+    /// `[FINE, pairs]` of (cos, sin), multiplier not applied.
+    fine: Vec<(f32, f32)>,
+    /// `[n, pairs]` of (cos, sin) times the multiplier, for positions `0, FINE, 2 FINE, ...`.
+    coarse: Vec<(f32, f32)>,
+}
+
+impl RopeTable {
+    /// A table of `inv_freq: [head_dim / 2]` that covers positions below `positions` (others are right but slow).
+    ///
+    /// `multiplier` scales cosine and sine alike (YaRN's attention factor; 1 elsewhere).
+    pub fn new(inv_freq: Vec<f32>, multiplier: f32, positions: usize) -> Self {
+        let fine = (0..FINE).flat_map(|p| exact(&inv_freq, p as i64)).collect();
+        let coarse = (0..positions.div_ceil(FINE))
+            .flat_map(|c| exact(&inv_freq, (c * FINE) as i64))
+            .map(|(cos, sin)| (cos * multiplier, sin * multiplier))
+            .collect();
+        Self { inv_freq, multiplier, fine, coarse }
+    }
+
+    /// Frequencies, `[head_dim / 2]`.
+    pub fn inv_freq(&self) -> &[f32] {
+        &self.inv_freq
+    }
+
+    /// Factor on cosine and sine.
+    pub fn multiplier(&self) -> f32 {
+        self.multiplier
+    }
+
+    /// Positions the tables cover.
+    pub fn positions(&self) -> usize {
+        if self.inv_freq.is_empty() { usize::MAX } else { self.coarse.len() / self.inv_freq.len() * FINE }
+    }
+
+    /// Writes cosine and sine of `position`, times the multiplier, to `cos` and `sin`, each `[head_dim / 2]`.
+    pub fn cos_sin(&self, position: i64, cos: &mut [f32], sin: &mut [f32]) {
+        let pairs = self.inv_freq.len();
+        debug_assert!(cos.len() == pairs && sin.len() == pairs);
+        let Some(p) = usize::try_from(position).ok().filter(|&p| p < self.positions()) else {
+            for (i, (c, s)) in exact(&self.inv_freq, position).enumerate() {
+                (cos[i], sin[i]) = (c * self.multiplier, s * self.multiplier);
+            }
+            return;
+        };
+        let coarse = &self.coarse[p / FINE * pairs..][..pairs];
+        let fine = &self.fine[p % FINE * pairs..][..pairs];
+        for i in 0..pairs {
+            let ((ca, sa), (cb, sb)) = (coarse[i], fine[i]);
+            cos[i] = ca * cb - sa * sb;
+            sin[i] = sa * cb + ca * sb;
+        }
+    }
+
+    /// Rotates `row: [head_dim]` in place by `position`.
+    pub fn rotate(&self, position: i64, row: &mut [f32]) {
+        let pairs = self.inv_freq.len();
+        let (mut cos, mut sin) = (vec![0.0; pairs], vec![0.0; pairs]);
+        self.cos_sin(position, &mut cos, &mut sin);
+        let (low, high) = row.split_at_mut(pairs);
+        for i in 0..pairs {
+            let (a, b) = (low[i], high[i]);
+            low[i] = a * cos[i] - b * sin[i];
+            high[i] = b * cos[i] + a * sin[i];
+        }
+    }
+}
+
+fn exact(inv_freq: &[f32], position: i64) -> impl Iterator<Item = (f32, f32)> {
+    inv_freq.iter().map(move |&f| {
+        let (sin, cos) = (position as f64 * f64::from(f)).sin_cos();
+        (cos as f32, sin as f32)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_agree_with_the_angles_themselves() {
+        let inv_freq: Vec<f32> = (0..16).map(|i| 500_000f32.powf(-(i as f32) / 16.0)).collect();
+        let table = RopeTable::new(inv_freq.clone(), 1.25, 4_000_000);
+        let (mut cos, mut sin) = (vec![0.0; 16], vec![0.0; 16]);
+        for p in [0, 1, 255, 256, 257, 65_535, 1_234_567, 3_999_999, 4_100_000, -3] {
+            table.cos_sin(p, &mut cos, &mut sin);
+            for i in 0..16 {
+                let angle = p as f64 * f64::from(inv_freq[i]);
+                assert!((f64::from(cos[i]) - 1.25 * angle.cos()).abs() < 5e-7, "cos at {p}, pair {i}");
+                assert!((f64::from(sin[i]) - 1.25 * angle.sin()).abs() < 5e-7, "sin at {p}, pair {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn rotation_keeps_length_and_depends_on_distance_only() {
+        let table = RopeTable::new(vec![1.0, 0.1], 1.0, 1000);
+        let dot = |p: i64, q: i64| {
+            let (mut a, mut b) = ([1.0f32, -2.0, 0.5, 3.0], [0.3f32, 0.7, -1.0, 2.0]);
+            table.rotate(p, &mut a);
+            table.rotate(q, &mut b);
+            a.iter().zip(&b).map(|(x, y)| x * y).sum::<f32>()
+        };
+        assert!((dot(10, 3) - dot(907, 900)).abs() < 1e-4);
+    }
+}

@@ -1,0 +1,121 @@
+//! The one thing attention kernels know: a set of keys, who may see them, and where both stand.
+
+use crate::RopeTable;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Which cached keys a segment holds, in ascending token order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySet {
+    /// Consecutive tokens.
+    Range(Range<usize>),
+    /// Any tokens, ascending and distinct.
+    Gathered(Arc<[u32]>),
+}
+
+impl KeySet {
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Range(r) => r.len(),
+            Self::Gathered(g) => g.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Token index of the key of rank `rank`.
+    pub fn token(&self, rank: usize) -> usize {
+        match self {
+            Self::Range(r) => r.start + rank,
+            Self::Gathered(g) => g[rank] as usize,
+        }
+    }
+}
+
+/// Where a key or a query stands for RoPE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// Its token index plus `offset`.
+    Index {
+        /// Added to the token index.
+        offset: i64,
+    },
+    /// Its token index, but never beyond `max`.
+    Capped {
+        /// The largest position.
+        max: i64,
+    },
+    /// Its rank (a key's in its segment, a query's in its step) plus `offset`.
+    Rank {
+        /// Added to the rank.
+        offset: i64,
+    },
+    /// The same position for all.
+    Constant(i64),
+}
+
+impl Position {
+    /// The position of the key or query with this token index and rank.
+    pub fn at(self, index: usize, rank: usize) -> i64 {
+        match self {
+            Self::Index { offset } => index as i64 + offset,
+            Self::Capped { max } => (index as i64).min(max),
+            Self::Rank { offset } => rank as i64 + offset,
+            Self::Constant(p) => p,
+        }
+    }
+}
+
+/// Distances (query token index minus key token index) at which a key is visible: `min <= distance < max`.
+///
+/// Causality holds besides: a key after the query is never visible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Band {
+    /// Smallest visible distance.
+    pub min: usize,
+    /// First distance no longer visible.
+    pub max: usize,
+}
+
+impl Band {
+    /// Every key up to the query itself.
+    pub const CAUSAL: Self = Self { min: 0, max: usize::MAX };
+
+    /// Whether the query of token index `query` sees the key of token index `key`.
+    pub fn sees(self, query: usize, key: usize) -> bool {
+        key <= query && query - key >= self.min && query - key < self.max
+    }
+}
+
+/// A set of keys with its visibility and its positions.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// The keys.
+    pub keys: KeySet,
+    /// Which of them a query sees.
+    pub band: Band,
+    /// Where the keys stand.
+    pub key_position: Position,
+    /// Where the queries stand towards this segment.
+    pub query_position: Position,
+    /// Frequencies the keys are rotated with.
+    pub key_rope: Arc<RopeTable>,
+    /// Frequencies the queries are rotated with; the same table in all but Hugging Face's cached dynamic NTK.
+    pub query_rope: Arc<RopeTable>,
+}
+
+impl Segment {
+    /// Whether some query of the step `first .. first + q_len` sees some key.
+    pub fn is_visible(&self, first: usize, q_len: usize) -> bool {
+        if self.keys.is_empty() || q_len == 0 {
+            return false;
+        }
+        let (oldest, newest) = (self.keys.token(0), self.keys.token(self.keys.len() - 1));
+        let last = first + q_len - 1;
+        oldest <= last && last - oldest >= self.band.min && first.saturating_sub(newest) < self.band.max
+    }
+}
