@@ -73,4 +73,12 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         out: &mut [f32],
         lse: Option<&mut [f32]>,
     );
+
+    /// Adds to `mass` (by token index) the attention each key of `views` gets, over all queries and heads of the step.
+    ///
+    /// `lse: [q_len, n_heads]` is what [`Backend::attend`] gave for the same arguments. Meant for the few queries of a
+    /// decode step.
+    fn key_mass(&self, q: &Queries, kv: &KvView, views: &[Vec<Segment>], scale: f32, lse: &[f32], mass: &mut [f32]) {
+        crate::reference::key_mass(q, kv, views, scale, lse, mass);
+    }
 }

@@ -268,7 +268,7 @@ mod tests {
     fn dynamic_ntk_follows_the_length() {
         let c = config(8, 1e4, 100, RopeScaling::DynamicNtk { factor: 2.0 });
         assert_eq!(c.frequencies(100).0, config(8, 1e4, 100, RopeScaling::None).frequencies(1).0);
-        let want = [1.0, 0.0693361274, 0.00480749857, 0.000333333333];
+        let want = [1.0, 0.069_336_13, 0.004_807_499, 0.000_333_333_34];
         for (got, want) in c.frequencies(200).0.iter().zip(want) {
             assert!((got - want).abs() < 1e-6 * want.max(1e-3), "{got} instead of {want}");
         }

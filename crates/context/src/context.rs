@@ -1,0 +1,205 @@
+//! A context: the store, a method and a backend, as the layers of a model see them.
+
+use crate::methods::{LayerCall, Method, Selection, Step, StepKind};
+use crate::rope::{RopeConfig, Ropes};
+use crate::settings::MethodError;
+use crate::store::{KvDtype, Store, TruncateError};
+use crate::ModelShape;
+use reattention_kernels::{Backend, Queries, Segment};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The memory of one session: what was read so far, and how it is attended to.
+#[derive(Debug)]
+pub struct Context {
+    shape: ModelShape,
+    store: Store,
+    ropes: Ropes,
+    method: Box<dyn Method>,
+    backend: Arc<dyn Backend>,
+    step: Option<Step>,
+    /// The earliest token a roll-back must stay possible to.
+    pinned: Option<usize>,
+    attended_max: usize,
+    trace: Option<Vec<LayerTrace>>,
+    mass: Option<Vec<f32>>,
+}
+
+/// What one layer of one step selected.
+#[derive(Clone, Debug)]
+pub struct LayerTrace {
+    /// The layer.
+    pub layer: usize,
+    /// The tokens of the step.
+    pub tokens: Range<usize>,
+    /// One selection for the layer, or one a KV head.
+    pub selections: Vec<Selection>,
+}
+
+impl Context {
+    /// An empty context. `rope` replaces the model's own frequencies.
+    pub fn new(
+        shape: &ModelShape,
+        method: Box<dyn Method>,
+        rope: Option<RopeConfig>,
+        kv: KvDtype,
+        backend: Arc<dyn Backend>,
+    ) -> Self {
+        Self {
+            shape: shape.clone(),
+            store: Store::new(shape, kv),
+            ropes: Ropes::new(rope.unwrap_or_else(|| shape.rope.clone())),
+            method,
+            backend,
+            step: None,
+            pinned: None,
+            attended_max: 0,
+            trace: None,
+            mass: None,
+        }
+    }
+
+    /// Tokens read so far.
+    pub fn len(&self) -> usize {
+        self.store.len()
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.store.is_empty()
+    }
+
+    /// The method.
+    pub fn method(&self) -> &dyn Method {
+        self.method.as_ref()
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// Memory held by keys and values, in bytes.
+    pub fn kv_bytes(&self) -> usize {
+        self.store.bytes()
+    }
+
+    /// The most keys any query has attended to.
+    pub fn attended_max(&self) -> usize {
+        self.attended_max
+    }
+
+    /// Starts a step. Its tokens must follow those already read.
+    pub fn begin(&mut self, step: &Step) {
+        assert_eq!(step.tokens.start, self.len(), "a step must start where the context ends");
+        self.method.begin(step, &mut self.ropes);
+        self.step = Some(step.clone());
+    }
+
+    /// Attention of one layer of the running step: appends raw keys and values `[q_len, n_kv_heads, head_dim]`, asks the
+    /// method for a view, and attends to it with the raw queries `q: [q_len, n_heads, head_dim]`, into `out` alike.
+    ///
+    /// # Errors
+    /// When the method refuses.
+    pub fn attend(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<(), MethodError> {
+        let step = self.step.as_ref().expect("attend is called within a step");
+        self.store.append(layer, k, v);
+        let kv = self.store.view(layer);
+        let queries = Queries {
+            data: q,
+            n_heads: self.shape.n_heads,
+            q_len: step.tokens.len(),
+            head_dim: self.shape.head_dim,
+            first: step.tokens.start,
+        };
+        let backend = self.backend.as_ref();
+        let mut call = LayerCall { layer, step, q: queries, kv, ropes: &mut self.ropes, backend };
+        let view = self.method.view(&mut call)?;
+        let attended = view.segments.iter().map(|s| attended(s, step.tokens.end - 1)).max().unwrap_or(0);
+        self.attended_max = self.attended_max.max(attended);
+        let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
+        match &mut self.mass {
+            Some(mass) if step.kind == StepKind::Decode => {
+                let mut lse = vec![0.0; queries.q_len * queries.n_heads];
+                backend.attend(&queries, &kv, &view.segments, scale, out, Some(&mut lse));
+                mass.resize(mass.len().max(kv.len), 0.0);
+                backend.key_mass(&queries, &kv, &view.segments, scale, &lse, mass);
+            }
+            _ => backend.attend(&queries, &kv, &view.segments, scale, out, None),
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.push(LayerTrace { layer, tokens: step.tokens.clone(), selections: view.selections });
+        }
+        Ok(())
+    }
+
+    /// Ends the step: its tokens are part of the context, and what no later step needs is released.
+    pub fn finish(&mut self) {
+        self.step = None;
+        self.store.commit();
+        let len = self.len();
+        let needed = self.pinned.map_or(len, |p| p.min(len));
+        if let Some(range) = self.method.release(needed) {
+            self.store.release(range, needed);
+        }
+    }
+
+    /// Drops what an unfinished step has appended, so that the context stands where it stood before.
+    pub fn abort(&mut self) {
+        if self.step.take().is_some() {
+            let len = self.len();
+            self.store.truncate(len).expect("the committed length is never below the floor");
+            self.method.truncate(len);
+        }
+    }
+
+    /// Rolls back to the first `n` tokens.
+    ///
+    /// # Errors
+    /// When the method has released tokens needed to go on from there; [`Context::pin`] prevents that.
+    pub fn truncate(&mut self, n: usize) -> Result<(), TruncateError> {
+        self.store.truncate(n)?;
+        self.method.truncate(n);
+        Ok(())
+    }
+
+    /// Keeps whatever is needed to roll back to the current length; `unpin` ends it.
+    pub fn pin(&mut self) {
+        self.pinned = Some(self.len());
+    }
+
+    /// Ends [`Context::pin`].
+    pub fn unpin(&mut self) {
+        self.pinned = None;
+    }
+
+    /// Records the selections of the following steps, or stops; returns those recorded so far.
+    pub fn trace(&mut self, on: bool) -> Vec<LayerTrace> {
+        std::mem::replace(&mut self.trace, on.then(Vec::new)).unwrap_or_default()
+    }
+
+    /// Adds up how much attention the tokens of following decode steps pay to each token (over layers and heads), or
+    /// stops; returns what was added up so far, by token index.
+    pub fn record_mass(&mut self, on: bool) -> Vec<f32> {
+        std::mem::replace(&mut self.mass, on.then(Vec::new)).unwrap_or_default()
+    }
+}
+
+/// Keys of a list of segments that the query of token index `query` sees.
+fn attended(segments: &[Segment], query: usize) -> usize {
+    segments
+        .iter()
+        .map(|s| {
+            let visible = |rank: &usize| s.band.sees(query, s.keys.token(*rank));
+            // Distances fall with the rank, so the visible keys are consecutive.
+            let (mut low, mut high) = (0, s.keys.len());
+            while low < high && !visible(&low) {
+                low += 1;
+            }
+            while high > low && !visible(&(high - 1)) {
+                high -= 1;
+            }
+            high - low
+        })
+        .sum()
+}

@@ -1,0 +1,117 @@
+//! `full`: ordinary attention to every cached token, as the model was trained. Breaks beyond its window.
+
+use super::{LayerCall, Method, Step, StepKind, View, chunks};
+use crate::rope::Ropes;
+use crate::settings::{MethodError, MethodSpec, ParamSpec, Settings};
+use crate::{ModelShape, SlidingWindow};
+use reattention_kernels::{Band, KeySet, Position, RopeTable, Segment};
+use std::ops::Range;
+use std::sync::Arc;
+
+pub(super) const SPEC: MethodSpec = MethodSpec {
+    name: "full",
+    paper: "Attention Is All You Need (arXiv 1706.03762)",
+    summary: "every token attends to every earlier one at its own position: the baseline",
+    cost: "time O(n²) in prefill and O(n) per answer token; memory O(n)",
+    suits: "all; exact within the trained window, useless far beyond it",
+    params: &[
+        ParamSpec {
+            name: "chunk",
+            default: "512, at most the window",
+            range: "an integer of at least 1",
+            doc: "tokens fed at once; the result does not depend on it (but see reference)",
+        },
+        ParamSpec {
+            name: "reference",
+            default: "false",
+            range: "true or false",
+            doc: "keep each key rotated with the frequencies of the step that wrote it, as Hugging Face's cache does under dynamic NTK; false rotates all keys with the current ones",
+        },
+    ],
+};
+
+/// Full attention, within the model's sliding window where it has one.
+#[derive(Debug)]
+pub struct Full {
+    sliding_window: Option<SlidingWindow>,
+    chunk: usize,
+    reference: bool,
+    /// Under `reference`: the tokens of each step and the table their keys are rotated with.
+    rotations: Vec<(Range<usize>, Arc<RopeTable>)>,
+}
+
+impl Full {
+    /// From settings.
+    ///
+    /// # Errors
+    /// When a value is out of range.
+    pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
+        let read = settings.reader(&SPEC);
+        let chunk = read.value("chunk", shape.window.min(512))?;
+        if chunk == 0 {
+            return Err(read.bad("chunk", chunk));
+        }
+        let reference = read.value("reference", false)?;
+        Ok(Self { sliding_window: shape.sliding_window, chunk, reference, rotations: Vec::new() })
+    }
+}
+
+impl Method for Full {
+    fn spec(&self) -> &'static MethodSpec {
+        &SPEC
+    }
+
+    fn params(&self) -> Vec<(&'static str, String)> {
+        vec![("chunk", self.chunk.to_string()), ("reference", self.reference.to_string())]
+    }
+
+    fn schedule(&self, tokens: Range<usize>, _question: Option<usize>) -> Vec<Step> {
+        chunks(tokens, self.chunk, StepKind::Prefill).collect()
+    }
+
+    fn begin(&mut self, step: &Step, ropes: &mut Ropes) {
+        if self.reference && ropes.config().changes_with_length() {
+            self.rotations.push((step.tokens.clone(), ropes.for_positions(step.tokens.end)));
+        }
+    }
+
+    fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
+        let Range { start, end } = call.step.tokens;
+        let window = self.sliding_window.filter(|w| call.layer >= w.first_layer).map(|w| w.size);
+        let oldest = window.map_or(0, |w| (start + 1).saturating_sub(w));
+        let rope = call.ropes.for_positions(end);
+        let segment = |keys: Range<usize>, key_rope: &Arc<RopeTable>| Segment {
+            keys: KeySet::Range(keys),
+            band: Band { min: 0, max: window.unwrap_or(usize::MAX) },
+            key_position: Position::Index { offset: 0 },
+            query_position: Position::Index { offset: 0 },
+            key_rope: Arc::clone(key_rope),
+            query_rope: Arc::clone(&rope),
+        };
+        let segments = if self.rotations.is_empty() {
+            vec![segment(oldest..end, &rope)]
+        } else {
+            let seen = self.rotations.iter().filter(|(tokens, _)| tokens.end > oldest);
+            seen.map(|(tokens, table)| segment(tokens.start.max(oldest)..tokens.end, table)).collect()
+        };
+        Ok(View { segments: vec![segments], selections: Vec::new() })
+    }
+
+    fn truncate(&mut self, n: usize) {
+        self.rotations.retain_mut(|(tokens, _)| {
+            tokens.end = tokens.end.min(n);
+            tokens.start < tokens.end
+        });
+    }
+
+    fn scope(&self, n: usize) -> usize {
+        match self.sliding_window {
+            Some(w) if w.first_layer == 0 => n.min(w.size),
+            _ => n,
+        }
+    }
+
+    fn largest_step(&self) -> usize {
+        self.chunk
+    }
+}

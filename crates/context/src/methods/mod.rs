@@ -1,0 +1,176 @@
+//! Methods: rules on which cached tokens a query sees, where they stand, what is kept and how a prompt is fed.
+//!
+//! One method is one file and answers the four questions of the design through the [`Method`] trait:
+//! (a) and (b) in [`Method::view`], (c) in [`Method::release`], (d) in [`Method::schedule`].
+
+mod full;
+mod reattention;
+mod streaming_llm;
+mod vote;
+
+pub use full::Full;
+pub use reattention::ReAttention;
+pub use streaming_llm::StreamingLlm;
+
+use crate::rope::Ropes;
+use crate::settings::{MethodError, MethodSpec, Settings};
+use crate::ModelShape;
+use reattention_kernels::{Backend, KvView, Queries, Segment};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What a step is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepKind {
+    /// Tokens of the context.
+    Prefill,
+    /// Tokens of the question, fed apart from the context.
+    Question,
+    /// One token whose logits are wanted: the prompt's last, or a generated one.
+    Decode,
+}
+
+/// Consecutive tokens fed through the model at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Token indices.
+    pub tokens: Range<usize>,
+    /// What they are.
+    pub kind: StepKind,
+}
+
+/// What a method is asked for one layer of one step. The layer's keys and values of the step are already appended.
+#[derive(Debug)]
+pub struct LayerCall<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// The running step.
+    pub step: &'a Step,
+    /// Raw queries of the step.
+    pub q: Queries<'a>,
+    /// The layer's cached keys and values, the step's included.
+    pub kv: KvView<'a>,
+    /// Frequencies of the model under its scaling.
+    pub ropes: &'a mut Ropes,
+    /// For scoring.
+    pub backend: &'a dyn Backend,
+}
+
+/// What a layer attends to.
+#[derive(Debug)]
+pub struct View {
+    /// One list of segments for all KV heads, or one a KV head.
+    pub segments: Vec<Vec<Segment>>,
+    /// How the keys were chosen, one entry per list of segments; empty when nothing was chosen.
+    pub selections: Vec<Selection>,
+}
+
+/// A choice of cached tokens, as token indices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Distinct tokens that were voted for, ascending.
+    pub candidates: Vec<u32>,
+    /// Their votes.
+    pub votes: Vec<u32>,
+    /// The candidates that became centres of spans, ascending.
+    pub centres: Vec<u32>,
+    /// All selected tokens, ascending.
+    pub tokens: Arc<[u32]>,
+}
+
+/// A method, configured for one model and used by one session.
+pub trait Method: Send + Sync + std::fmt::Debug {
+    /// Name, paper, parameters.
+    fn spec(&self) -> &'static MethodSpec;
+
+    /// The values of all its parameters, in the order of the specification.
+    fn params(&self) -> Vec<(&'static str, String)>;
+
+    /// (d) How the tokens `tokens` of a prompt are fed. `question` is the token its question starts at, if it has one.
+    ///
+    /// The steps cover `tokens` without gap or overlap. Tokens before `tokens.start` are in the store already.
+    fn schedule(&self, tokens: Range<usize>, question: Option<usize>) -> Vec<Step>;
+
+    /// Called once before the layers of a step.
+    fn begin(&mut self, _step: &Step, _ropes: &mut Ropes) {}
+
+    /// (a), (b) What the queries of a step attend to in one layer, and at which positions.
+    ///
+    /// # Errors
+    /// When the view would be larger than the model can attend to.
+    fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError>;
+
+    /// (c) Tokens no later step needs once `len` tokens are in the store.
+    fn release(&self, _len: usize) -> Option<Range<usize>> {
+        None
+    }
+
+    /// Forgets what it knows of tokens from `n` on.
+    fn truncate(&mut self, _n: usize) {}
+
+    /// The most keys one query can attend to in a context of `n` tokens, for planning.
+    fn scope(&self, n: usize) -> usize;
+
+    /// Tokens whose keys and values stay in memory out of `n`, for planning.
+    fn kept(&self, n: usize) -> usize {
+        n
+    }
+
+    /// The most tokens of one step, for planning.
+    fn largest_step(&self) -> usize;
+
+    /// The method whose first tokens serve every query alike (attention sinks), to be left out of evidence.
+    fn sinks(&self) -> usize {
+        0
+    }
+}
+
+/// Makes a method of `settings` for a model.
+type Build = fn(&Settings, &ModelShape) -> Result<Box<dyn Method>, MethodError>;
+
+/// Every method: the one place that lists them.
+const REGISTRY: &[(&MethodSpec, Build)] = &[
+    (&reattention::SPEC, |s, m| Ok(Box::new(ReAttention::new(s, m)?))),
+    (&full::SPEC, |s, m| Ok(Box::new(Full::new(s, m)?))),
+    (&streaming_llm::SPEC, |s, m| Ok(Box::new(StreamingLlm::new(s, m)?))),
+];
+
+/// The specifications of all methods.
+pub fn specs() -> impl Iterator<Item = &'static MethodSpec> {
+    REGISTRY.iter().map(|(spec, _)| *spec)
+}
+
+/// The method `name`, configured by `settings` for a model.
+///
+/// # Errors
+/// When there is no such method, a setting is unknown, out of range or contradicts another, or the method cannot serve
+/// the model.
+pub fn build(name: &str, settings: &Settings, shape: &ModelShape) -> Result<Box<dyn Method>, MethodError> {
+    match REGISTRY.iter().find(|(spec, _)| spec.name == name) {
+        Some((spec, build)) => {
+            settings.reader(spec).check_names()?;
+            build(settings, shape)
+        }
+        None => Err(MethodError::UnknownMethod {
+            name: name.to_string(),
+            known: specs().map(|s| s.name).collect::<Vec<_>>().join(", "),
+        }),
+    }
+}
+
+/// `tokens` in pieces of at most `chunk`, all of one kind.
+fn chunks(tokens: Range<usize>, chunk: usize, kind: StepKind) -> impl Iterator<Item = Step> {
+    tokens.clone().step_by(chunk).map(move |first| Step { tokens: first..(first + chunk).min(tokens.end), kind })
+}
+
+/// The common schedule: the context in chunks, the question (if it stands apart) in chunks of its own, and the last
+/// token alone, so that it chooses for itself.
+fn question_apart(tokens: Range<usize>, question: Option<usize>, chunk: usize) -> Vec<Step> {
+    let Range { start, end } = tokens;
+    let last = end.saturating_sub(1).max(start);
+    let question = question.unwrap_or(last).clamp(start, last);
+    chunks(start..question, chunk, StepKind::Prefill)
+        .chain(chunks(question..last, chunk, StepKind::Question))
+        .chain(chunks(last..end, chunk, StepKind::Decode))
+        .collect()
+}

@@ -1,0 +1,374 @@
+//! `reattention`: position-agnostic top-k over all cached keys, then ordinary attention at contiguous positions
+//! (ICLR 2025, arXiv 2407.15176).
+//!
+//! While the context fits `global + local` tokens, attention is full. Beyond, each layer scores the raw queries of the
+//! step against the raw keys of the middle, lets the best `top_k` keys of every query and head vote, keeps the `clip`
+//! most voted ones, widens them to spans, and attends to `[global | spans | local]` at positions 0, 1, 2, ...
+
+use super::vote::{SpanRule, select};
+use super::{LayerCall, Method, Selection, Step, StepKind, View, chunks, question_apart};
+use crate::ModelShape;
+use crate::settings::{MethodError, MethodSpec, ParamSpec, Reader, Settings};
+use reattention_kernels::{Band, HeadPairing, KeySet, Position, Segment, TopKRequest, TopKRule};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Keys in a tile of the published kernel; the published middle is a multiple of it.
+const TILE: usize = 128;
+
+pub(super) const SPEC: MethodSpec = MethodSpec {
+    name: "reattention",
+    paper: "ReAttention: Training-Free Infinite Context with Finite Attention Scope (arXiv 2407.15176)",
+    summary: "picks the few thousand cached tokens that matter by raw q·k over all of them, then attends at contiguous positions",
+    cost: "time O(n²) in prefill (O(n) with prefill=window) and O(n) per answer token for the selection, attention O(1); memory O(n)",
+    suits: "all models without sliding-window layers",
+    params: &[
+        ParamSpec {
+            name: "global",
+            default: "32; window/32 below 1,024",
+            range: "an integer of at least 0",
+            doc: "first tokens, always attended",
+        },
+        ParamSpec {
+            name: "local",
+            default: "8192 from a window of 16,416, 4096 from 8,192, else window/4",
+            range: "an integer of at least 1",
+            doc: "last tokens, always attended; the running chunk counts among them",
+        },
+        ParamSpec {
+            name: "span",
+            default: "32; window/32 below 1,024",
+            range: "an integer of at least 1",
+            doc: "tokens fetched around each voted key",
+        },
+        ParamSpec {
+            name: "top_k",
+            default: "4",
+            range: "an integer of at least 1 (0, no selection, only with reference)",
+            doc: "keys each query and head votes for (published mid_size)",
+        },
+        ParamSpec {
+            name: "clip",
+            default: "as many spans as the window holds: 256, 127, ...",
+            range: "an integer of at least 1, or none",
+            doc: "most voted keys that are kept, per layer (published recall_clip)",
+        },
+        ParamSpec {
+            name: "chunk",
+            default: "512, at most local/2",
+            range: "an integer of at least 1",
+            doc: "tokens fed at once in prefill; they share one selection; at most local, better at most half of it",
+        },
+        ParamSpec {
+            name: "question_alone",
+            default: "true",
+            range: "true or false",
+            doc: "feed the question as a chunk of its own, so that it votes alone; false is published",
+        },
+        ParamSpec {
+            name: "prefill",
+            default: "select",
+            range: "select or window",
+            doc: "select: every chunk selects (published); window: context chunks see global and local only, so that prefill is linear, and only question and answer select",
+        },
+        ParamSpec {
+            name: "share",
+            default: "layer",
+            range: "layer or kv_head",
+            doc: "layer: one selection for all heads of a layer (published); kv_head: one for each KV head",
+        },
+        ParamSpec {
+            name: "selector",
+            default: "exact",
+            range: "exact",
+            doc: "how the best keys are found: exact scores every key",
+        },
+        ParamSpec {
+            name: "positions",
+            default: "contiguous",
+            range: "contiguous or original",
+            doc: "contiguous: slot rank in the view (published pe_original false); original: the tokens' own positions, an ablation that leaves the window",
+        },
+        ParamSpec {
+            name: "reference",
+            default: "off",
+            range: "off, published or published-exact",
+            doc: "published: as the released code (decode pairs head h with KV head h mod n_kv_heads, local is shortened so that the middle is a multiple of 128, one candidate per 128-key tile at top_k 4, first block whole); published-exact: the same with an exact top-k",
+        },
+    ],
+};
+
+/// Which code is reproduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reference {
+    Off,
+    Published,
+    PublishedExact,
+}
+
+/// ReAttention, configured.
+#[derive(Debug)]
+pub struct ReAttention {
+    window: usize,
+    global: usize,
+    local: usize,
+    span: usize,
+    top_k: usize,
+    clip: Option<usize>,
+    chunk: usize,
+    question_alone: bool,
+    prefill_selects: bool,
+    per_kv_head: bool,
+    contiguous: bool,
+    reference: Reference,
+}
+
+impl ReAttention {
+    /// From settings; see `reattn methods` for every parameter.
+    ///
+    /// # Errors
+    /// When a value is out of range, values contradict each other, the view would exceed the trained window, or the
+    /// model has sliding-window layers.
+    pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
+        let read = settings.reader(&SPEC);
+        if let Some(w) = shape.sliding_window {
+            let reason = "they cannot attend to selected tokens outside it; use full";
+            return Err(read.unsuited(format!("its layers slide over the last {} tokens, and {reason}", w.size)));
+        }
+        let window = shape.window;
+        let small = if window < 1024 { (window / 32).max(1) } else { 32 };
+        let local = read.value("local", match window {
+            16_416.. => 8192,
+            8192.. => 4096,
+            _ => (window / 4).max(1),
+        })?;
+        let global = read.value("global", small)?;
+        let span: usize = read.value("span", small)?;
+        let spans_that_fit = window.saturating_sub(global + local) / span.max(1);
+        let method = Self {
+            window,
+            global,
+            local,
+            span,
+            top_k: read.value("top_k", 4)?,
+            clip: read.limit("clip", spans_that_fit.clamp(1, 256))?,
+            chunk: read.value("chunk", (local / 2).clamp(1, 512))?,
+            question_alone: read.value("question_alone", true)?,
+            prefill_selects: read.choice("prefill", &[("select", true), ("window", false)])?,
+            per_kv_head: read.choice("share", &[("layer", false), ("kv_head", true)])?,
+            contiguous: read.choice("positions", &[("contiguous", true), ("original", false)])?,
+            reference: read.choice("reference", &[
+                ("off", Reference::Off),
+                ("published", Reference::Published),
+                ("published-exact", Reference::PublishedExact),
+            ])?,
+        };
+        read.choice("selector", &[("exact", ())])?;
+        method.check(&read)?;
+        Ok(method)
+    }
+
+    fn check(&self, read: &Reader) -> Result<(), MethodError> {
+        for (name, value) in [("local", self.local), ("span", self.span), ("chunk", self.chunk)] {
+            if value == 0 {
+                return Err(read.bad(name, value));
+            }
+        }
+        if self.clip == Some(0) {
+            return Err(read.bad("clip", 0));
+        }
+        if self.top_k == 0 && !self.published() {
+            return Err(read.bad("top_k", 0));
+        }
+        let most = if self.published() { self.local.saturating_sub(TILE) } else { self.local };
+        if self.chunk > most {
+            return Err(read.contradiction(format!(
+                "chunk={} must not exceed {most} (local={}): a chunk lies within the local part; lower chunk or raise local",
+                self.chunk, self.local
+            )));
+        }
+        if self.per_kv_head && self.published() {
+            return Err(read.contradiction("share=kv_head does not exist in the published code; leave reference=off"));
+        }
+        let scope = self.clip.map(|clip| self.global.saturating_add(self.local).saturating_add(clip.saturating_mul(self.span)));
+        match scope {
+            Some(scope) if self.contiguous && scope > self.window => Err(read.contradiction(format!(
+                "global + local + clip * span = {scope} exceeds the model's window of {} positions; lower local or clip",
+                self.window
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn published(&self) -> bool {
+        self.reference != Reference::Off
+    }
+
+    /// Length of the local part once `n` tokens are cached (`n > global + local`).
+    fn local_of(&self, n: usize) -> usize {
+        if self.published() && self.top_k > 0 {
+            self.local - (TILE - (n - self.global - self.local) % TILE)
+        } else {
+            self.local
+        }
+    }
+
+    /// The search of a step over the middle.
+    fn request(&self, step: &Step, middle: Range<usize>) -> TopKRequest {
+        // The published kernel serves prefill with top_k 1 or 4; everything else goes through a dense product whose
+        // reshape pairs the wrong heads.
+        let kernel = step.kind != StepKind::Decode && matches!(self.top_k, 1 | 4);
+        TopKRequest {
+            keys: middle,
+            k: self.top_k,
+            pairing: if self.published() && !kernel { HeadPairing::Interleaved } else { HeadPairing::Grouped },
+            rule: if self.reference == Reference::Published && kernel && self.top_k == 4 {
+                TopKRule::BestPerTile { tile: TILE }
+            } else {
+                TopKRule::Exact
+            },
+        }
+    }
+
+    /// One selection for the layer, or one a KV head.
+    fn selections(&self, call: &LayerCall, middle: Range<usize>) -> Vec<Selection> {
+        let best = call.backend.top_k(&call.q, &call.kv, &self.request(call.step, middle.clone()));
+        let span = if self.published() { SpanRule::Published(self.span) } else { SpanRule::Centred(self.span) };
+        let select = |votes: Vec<u32>| select(votes, self.clip, span, middle.clone());
+        if !self.per_kv_head {
+            return vec![select(best.indices)];
+        }
+        let group = call.q.n_heads / call.kv.n_kv_heads;
+        let votes = |kv_head: usize| {
+            let mut votes = Vec::with_capacity(best.q_len * group * best.k);
+            for token in 0..best.q_len {
+                for head in kv_head * group..(kv_head + 1) * group {
+                    votes.extend_from_slice(best.row(token, head));
+                }
+            }
+            votes
+        };
+        (0..call.kv.n_kv_heads).map(|kv_head| select(votes(kv_head))).collect()
+    }
+
+    /// `[global | selected | local]` at contiguous (or original) positions.
+    fn segments(&self, call: &mut LayerCall, selected: Arc<[u32]>, local: usize) -> Result<Vec<Segment>, MethodError> {
+        let Range { start, end } = call.step.tokens;
+        let (q_len, n_selected) = (end - start, selected.len());
+        let size = self.global + n_selected + local;
+        if self.contiguous && size > self.window && !self.published() {
+            return Err(MethodError::Contradiction {
+                method: SPEC.name,
+                reason: format!(
+                    "the view of {size} tokens exceeds the model's window of {} positions; set clip to at most {}",
+                    self.window,
+                    self.window.saturating_sub(self.global + self.local) / self.span
+                ),
+            });
+        }
+        let rope = call.ropes.for_positions(if self.contiguous { size } else { end });
+        let own = Position::Index { offset: 0 };
+        let queries = if self.contiguous { Position::Rank { offset: (size - q_len) as i64 } } else { own };
+        let segment = |keys: KeySet, before: usize| Segment {
+            keys,
+            band: Band::CAUSAL,
+            key_position: if self.contiguous { Position::Rank { offset: before as i64 } } else { own },
+            query_position: queries,
+            key_rope: Arc::clone(&rope),
+            query_rope: Arc::clone(&rope),
+        };
+        Ok(vec![
+            segment(KeySet::Range(0..self.global), 0),
+            segment(KeySet::Gathered(selected), self.global),
+            segment(KeySet::Range(end - local..end), self.global + n_selected),
+        ])
+    }
+
+    /// Everything, at its own positions.
+    fn everything(&self, call: &mut LayerCall) -> View {
+        let end = call.step.tokens.end;
+        let rope = call.ropes.for_positions(end);
+        let own = Position::Index { offset: 0 };
+        let segment = Segment {
+            keys: KeySet::Range(0..end),
+            band: Band::CAUSAL,
+            key_position: own,
+            query_position: own,
+            key_rope: Arc::clone(&rope),
+            query_rope: rope,
+        };
+        View { segments: vec![vec![segment]], selections: Vec::new() }
+    }
+}
+
+impl Method for ReAttention {
+    fn spec(&self) -> &'static MethodSpec {
+        &SPEC
+    }
+
+    fn params(&self) -> Vec<(&'static str, String)> {
+        let either = |yes, a: &str, b: &str| if yes { a.to_string() } else { b.to_string() };
+        vec![
+            ("global", self.global.to_string()),
+            ("local", self.local.to_string()),
+            ("span", self.span.to_string()),
+            ("top_k", self.top_k.to_string()),
+            ("clip", self.clip.map_or("none".into(), |c| c.to_string())),
+            ("chunk", self.chunk.to_string()),
+            ("question_alone", self.question_alone.to_string()),
+            ("prefill", either(self.prefill_selects, "select", "window")),
+            ("share", either(self.per_kv_head, "kv_head", "layer")),
+            ("selector", "exact".into()),
+            ("positions", either(self.contiguous, "contiguous", "original")),
+            ("reference", match self.reference {
+                Reference::Off => "off".into(),
+                Reference::Published => "published".into(),
+                Reference::PublishedExact => "published-exact".into(),
+            }),
+        ]
+    }
+
+    fn schedule(&self, tokens: Range<usize>, question: Option<usize>) -> Vec<Step> {
+        if self.published() && tokens.start == 0 {
+            // The published driver: a first block that leaves a multiple of 128, chunks, and the last token alone.
+            let last = tokens.end.saturating_sub(1);
+            let first = match (last + self.local).checked_sub(self.global) {
+                Some(ahead) => (self.global + self.local - (TILE - ahead % TILE)).min(last),
+                None => last,
+            };
+            return chunks(0..first, first.max(1), StepKind::Prefill)
+                .chain(chunks(first..last, self.chunk, StepKind::Prefill))
+                .chain(chunks(last..tokens.end, 1, StepKind::Decode))
+                .collect();
+        }
+        question_apart(tokens, question.filter(|_| self.question_alone), self.chunk)
+    }
+
+    fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
+        let Range { start, end } = call.step.tokens;
+        if end <= self.global + self.local || (self.published() && start == 0) {
+            return Ok(self.everything(call));
+        }
+        let local = self.local_of(end);
+        let searched = self.top_k > 0 && (self.prefill_selects || call.step.kind != StepKind::Prefill);
+        let selections =
+            if searched { self.selections(call, self.global..end - local) } else { vec![Selection::default()] };
+        let segments = selections
+            .iter()
+            .map(|s| self.segments(call, Arc::clone(&s.tokens), local))
+            .collect::<Result<_, _>>()?;
+        Ok(View { segments, selections: if searched { selections } else { Vec::new() } })
+    }
+
+    fn scope(&self, n: usize) -> usize {
+        self.clip.map_or(n, |clip| n.min(self.global + self.local + clip * self.span))
+    }
+
+    fn largest_step(&self) -> usize {
+        if self.published() { self.chunk.max(self.global + self.local) } else { self.chunk }
+    }
+
+    fn sinks(&self) -> usize {
+        self.global
+    }
+}

@@ -1,0 +1,329 @@
+//! The KV store: raw keys and values of every token, per layer and KV head, in pages that never move.
+
+use crate::ModelShape;
+use reattention_kernels::{Buffer, Element, KvView, PAGE, Pages, bf16};
+use std::ops::Range;
+
+/// The type keys and values are stored in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvDtype {
+    /// bfloat16: half the memory, and the type most models were trained in.
+    #[default]
+    Bf16,
+    /// Single precision.
+    F32,
+}
+
+impl KvDtype {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+impl std::str::FromStr for KvDtype {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "bf16" => Ok(Self::Bf16),
+            "f32" => Ok(Self::F32),
+            _ => Err(format!("unknown KV type `{s}`; known are bf16 and f32")),
+        }
+    }
+}
+
+impl std::fmt::Display for KvDtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+        })
+    }
+}
+
+/// A roll-back to a point from which the method could no longer go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot roll back to token {to}: the method has released tokens that it would need below token {floor}; pin the point before going on from it")]
+pub struct TruncateError {
+    /// Where the roll-back was to end.
+    pub to: usize,
+    /// The earliest token it may end at.
+    pub floor: usize,
+}
+
+/// Raw keys and values of all layers. Index in the store is token index.
+#[derive(Debug)]
+pub struct Store {
+    layers: Vec<Layer>,
+    n_kv_heads: usize,
+    head_dim: usize,
+    dtype: KvDtype,
+    /// Tokens that all layers hold.
+    len: usize,
+    /// Roll-backs may not go below this token (see [`Store::release`]).
+    floor: usize,
+}
+
+#[derive(Debug)]
+enum Layer {
+    F32(Sides<f32>),
+    Bf16(Sides<bf16>),
+}
+
+#[derive(Debug)]
+struct Sides<T: Element> {
+    /// Pages `[n_kv_heads, PAGE, head_dim]`.
+    keys: Vec<Option<Buffer<T>>>,
+    values: Vec<Option<Buffer<T>>>,
+    len: usize,
+}
+
+impl Store {
+    /// An empty store for a model.
+    pub fn new(shape: &ModelShape, dtype: KvDtype) -> Self {
+        let layer = || match dtype {
+            KvDtype::F32 => Layer::F32(Sides { keys: Vec::new(), values: Vec::new(), len: 0 }),
+            KvDtype::Bf16 => Layer::Bf16(Sides { keys: Vec::new(), values: Vec::new(), len: 0 }),
+        };
+        Self {
+            layers: (0..shape.n_layers).map(|_| layer()).collect(),
+            n_kv_heads: shape.n_kv_heads,
+            head_dim: shape.head_dim,
+            dtype,
+            len: 0,
+            floor: 0,
+        }
+    }
+
+    /// Memory that `tokens` tokens take, in bytes, unused ends of pages included.
+    pub fn planned_bytes(shape: &ModelShape, dtype: KvDtype, tokens: usize) -> usize {
+        tokens.div_ceil(PAGE) * PAGE * Self::bytes_per_token(shape, dtype)
+    }
+
+    /// Memory of one token's keys and values in all layers, in bytes.
+    pub fn bytes_per_token(shape: &ModelShape, dtype: KvDtype) -> usize {
+        2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * dtype.bytes()
+    }
+
+    /// Tokens held by all layers, released ones included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Memory held now, in bytes.
+    pub fn bytes(&self) -> usize {
+        let pages: usize = self.layers.iter().map(|l| l.pages()).sum();
+        pages * self.n_kv_heads * PAGE * self.head_dim * self.dtype.bytes()
+    }
+
+    /// Appends to one layer the keys and values `[n, n_kv_heads, head_dim]` of the tokens after those it holds.
+    pub fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
+        let (heads, dim) = (self.n_kv_heads, self.head_dim);
+        match &mut self.layers[layer] {
+            Layer::F32(sides) => sides.append(keys, values, heads, dim),
+            Layer::Bf16(sides) => sides.append(keys, values, heads, dim),
+        }
+    }
+
+    /// What a kernel sees of one layer, tokens of the running step included.
+    pub fn view(&self, layer: usize) -> KvView<'_> {
+        let (pages, len) = match &self.layers[layer] {
+            Layer::F32(s) => (Pages::F32 { keys: &s.keys, values: &s.values }, s.len),
+            Layer::Bf16(s) => (Pages::Bf16 { keys: &s.keys, values: &s.values }, s.len),
+        };
+        KvView { pages, len, n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
+    }
+
+    /// Makes the tokens appended to every layer since the last call part of the store.
+    ///
+    /// # Panics
+    /// If the layers do not hold the same tokens: a layer was left out of a step.
+    pub fn commit(&mut self) {
+        let len = self.layers[0].len();
+        assert!(self.layers.iter().all(|l| l.len() == len), "a layer was left out of the step");
+        self.len = len;
+    }
+
+    /// Forgets every token from `n` on, and what a step that was not committed has appended.
+    ///
+    /// # Errors
+    /// When tokens needed to go on from `n` have been released.
+    pub fn truncate(&mut self, n: usize) -> Result<(), TruncateError> {
+        if n < self.floor {
+            return Err(TruncateError { to: n, floor: self.floor });
+        }
+        self.layers.iter_mut().for_each(|l| l.truncate(n));
+        self.len = self.len.min(n);
+        Ok(())
+    }
+
+    /// Gives back the pages that lie wholly within `tokens`. Roll-backs below `floor` are refused from then on if any
+    /// page was given back.
+    pub fn release(&mut self, tokens: Range<usize>, floor: usize) {
+        let pages = tokens.start.div_ceil(PAGE)..tokens.end / PAGE;
+        let mut any = false;
+        for layer in &mut self.layers {
+            any |= layer.release(pages.clone());
+        }
+        if any {
+            self.floor = self.floor.max(floor);
+        }
+    }
+}
+
+impl Layer {
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(s) => s.len,
+            Self::Bf16(s) => s.len,
+        }
+    }
+
+    fn pages(&self) -> usize {
+        match self {
+            Self::F32(s) => s.pages(),
+            Self::Bf16(s) => s.pages(),
+        }
+    }
+
+    fn truncate(&mut self, n: usize) {
+        match self {
+            Self::F32(s) => s.truncate(n),
+            Self::Bf16(s) => s.truncate(n),
+        }
+    }
+
+    fn release(&mut self, pages: Range<usize>) -> bool {
+        match self {
+            Self::F32(s) => s.release(pages),
+            Self::Bf16(s) => s.release(pages),
+        }
+    }
+}
+
+impl<T: Element> Sides<T> {
+    fn append(&mut self, keys: &[f32], values: &[f32], heads: usize, dim: usize) {
+        let row = heads * dim;
+        assert!(keys.len() == values.len() && keys.len().is_multiple_of(row), "keys and values of [n, {heads}, {dim}]");
+        let n = keys.len() / row;
+        let pages = (self.len + n).div_ceil(PAGE);
+        let page = || Some(Buffer::zeroed(row * PAGE));
+        self.keys.resize_with(pages.max(self.keys.len()), page);
+        self.values.resize_with(pages.max(self.values.len()), page);
+        for (side, data) in [(&mut self.keys, keys), (&mut self.values, values)] {
+            for (i, token) in data.chunks_exact(row).enumerate() {
+                let (page, slot) = ((self.len + i) / PAGE, (self.len + i) % PAGE);
+                let page = side[page].get_or_insert_with(|| Buffer::zeroed(row * PAGE));
+                for (head, vector) in token.chunks_exact(dim).enumerate() {
+                    let to = &mut page[(head * PAGE + slot) * dim..][..dim];
+                    to.iter_mut().zip(vector).for_each(|(t, &x)| *t = T::from_f32(x));
+                }
+            }
+        }
+        self.len += n;
+    }
+
+    fn pages(&self) -> usize {
+        self.keys.iter().chain(&self.values).flatten().count()
+    }
+
+    fn truncate(&mut self, n: usize) {
+        if n < self.len {
+            self.keys.truncate(n.div_ceil(PAGE));
+            self.values.truncate(n.div_ceil(PAGE));
+            self.len = n;
+        }
+    }
+
+    fn release(&mut self, pages: Range<usize>) -> bool {
+        let mut any = false;
+        for page in pages.start..pages.end.min(self.keys.len()) {
+            any |= self.keys[page].take().is_some();
+            self.values[page] = None;
+        }
+        any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::tiny_shape;
+
+    fn fill(store: &mut Store, from: usize, n: usize) {
+        let row = store.n_kv_heads * store.head_dim;
+        let data: Vec<f32> = (from * row..(from + n) * row).map(|x| (x % 251) as f32).collect();
+        let negated: Vec<f32> = data.iter().map(|x| -x).collect();
+        for layer in 0..store.layers.len() {
+            store.append(layer, &data, &negated);
+        }
+        store.commit();
+    }
+
+    #[test]
+    fn grows_in_place_and_gives_back_what_was_written() {
+        let shape = tiny_shape();
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let mut store = Store::new(&shape, dtype);
+            let mut n = 0;
+            let mut first_page = None;
+            for step in [5, 1018, 1, 1, 2000, 77] {
+                fill(&mut store, n, step);
+                n += step;
+                let view = store.view(0);
+                let address = match view.pages {
+                    Pages::F32 { keys, .. } => keys[0].as_ref().unwrap().as_ptr() as usize,
+                    Pages::Bf16 { keys, .. } => keys[0].as_ref().unwrap().as_ptr() as usize,
+                };
+                assert_eq!(*first_page.get_or_insert(address), address, "a page moved");
+            }
+            assert_eq!(store.len(), n);
+            assert_eq!(store.bytes(), Store::planned_bytes(&shape, dtype, n));
+            let mut row = vec![0.0; shape.head_dim];
+            for token in [0, 4, 5, 1022, 1023, 1024, 3101] {
+                for head in 0..shape.n_kv_heads {
+                    let at = (token * shape.n_kv_heads + head) * shape.head_dim;
+                    store.view(1).copy_key(head, token, &mut row);
+                    assert!(row.iter().enumerate().all(|(i, &x)| x == ((at + i) % 251) as f32), "key of token {token}");
+                    store.view(1).copy_value(head, token, &mut row);
+                    assert_eq!(row[1], -(((at + 1) % 251) as f32), "value of token {token}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn truncates_and_releases() {
+        let shape = tiny_shape();
+        let mut store = Store::new(&shape, KvDtype::F32);
+        fill(&mut store, 0, 5000);
+        store.release(10..4100, 4990);
+        assert_eq!(store.bytes(), 2 * Store::planned_bytes(&shape, KvDtype::F32, 1));
+        assert_eq!(store.truncate(4000), Err(TruncateError { to: 4000, floor: 4990 }));
+        store.truncate(4995).unwrap();
+        assert_eq!(store.len(), 4995);
+        fill(&mut store, 4995, 10);
+        let mut row = vec![0.0; shape.head_dim];
+        store.view(0).copy_key(0, 5, &mut row);
+        assert_eq!(row[0], ((5 * shape.n_kv_heads * shape.head_dim) % 251) as f32);
+    }
+
+    #[test]
+    fn a_step_that_failed_leaves_nothing_behind() {
+        let shape = tiny_shape();
+        let mut store = Store::new(&shape, KvDtype::Bf16);
+        fill(&mut store, 0, 100);
+        store.append(0, &vec![1.0; 30 * shape.n_kv_heads * shape.head_dim], &vec![1.0; 30 * shape.n_kv_heads * shape.head_dim]);
+        store.truncate(100).unwrap();
+        fill(&mut store, 100, 7);
+        assert_eq!(store.len(), 107);
+    }
+}

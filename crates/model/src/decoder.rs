@@ -1,0 +1,212 @@
+//! The decoder: one forward pass for all families.
+
+use crate::weights::{LayerWeights, Weights};
+use crate::{Config, Linear};
+use reattention::methods::Step;
+use reattention::{Context, MethodError, ModelShape};
+use reattention_kernels::Backend;
+use std::sync::Arc;
+
+/// A model: what it is, and its weights.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    shape: ModelShape,
+    weights: Weights,
+}
+
+/// For which tokens of a step logits are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// For none.
+    None,
+    /// For the last one.
+    Last,
+    /// For all.
+    All,
+    /// For those at these offsets from the step's first token.
+    At(Vec<usize>),
+}
+
+/// Memory that a forward pass works in; kept between steps so that it is not allocated anew.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attended: Vec<f32>,
+    projected: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+impl Scratch {
+    /// Bytes taken for steps of at most `tokens` tokens.
+    pub fn planned_bytes(config: &Config, tokens: usize) -> usize {
+        let shape = config.shape();
+        let heads = shape.n_heads * shape.head_dim;
+        let kv_heads = shape.n_kv_heads * shape.head_dim;
+        4 * tokens * (3 * config.hidden + 2 * heads + 2 * kv_heads + 2 * config.intermediate)
+    }
+}
+
+/// Sees the hidden states `[q_len, hidden]`: index 0 is the embedding, index `i` the output of block `i - 1`, and index
+/// `n_layers + 1` the result of the final norm.
+pub type Observer<'a> = &'a mut (dyn FnMut(usize, &[f32]) + Send);
+
+impl Model {
+    /// A model of loaded weights.
+    pub fn new(config: Config, weights: Weights) -> Self {
+        Self { shape: config.shape(), config, weights }
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Its attention shape.
+    pub fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    /// Its weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Feeds `tokens` as the step `step` of `context` and returns the logits wanted, `[wanted, vocab_size]`.
+    ///
+    /// # Errors
+    /// When the method refuses the step; the context then stands as before. Token ids must be below the vocabulary size.
+    pub fn forward(
+        &self,
+        tokens: &[u32],
+        step: &Step,
+        context: &mut Context,
+        scratch: &mut Scratch,
+        want: &Logits,
+        mut observe: Option<Observer>,
+    ) -> Result<Vec<f32>, MethodError> {
+        assert_eq!(tokens.len(), step.tokens.len(), "one token id for each token of the step");
+        let backend = Arc::clone(context.backend());
+        let mut logits = Ok(Vec::new());
+        backend.install(&mut || {
+            logits = self.pass(tokens, step, context, scratch, want, backend.as_ref(), observe.as_deref_mut());
+        });
+        if logits.is_err() {
+            context.abort();
+        }
+        logits
+    }
+
+    fn pass(
+        &self,
+        tokens: &[u32],
+        step: &Step,
+        context: &mut Context,
+        scratch: &mut Scratch,
+        want: &Logits,
+        backend: &dyn Backend,
+        mut observe: Option<Observer>,
+    ) -> Result<Vec<f32>, MethodError> {
+        let (n, hidden) = (tokens.len(), self.config.hidden);
+        scratch.resize(&self.config, &self.shape, n);
+        for (row, &token) in scratch.hidden.chunks_exact_mut(hidden).zip(tokens) {
+            self.weights.embed.copy_row(token as usize, row);
+        }
+        context.begin(step);
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            if let Some(observe) = observe.as_deref_mut() {
+                observe(index, &scratch.hidden);
+            }
+            self.attention(index, layer, n, context, scratch, backend)?;
+            self.mlp(layer, n, scratch, backend);
+        }
+        context.finish();
+        if let Some(observe) = observe {
+            observe(self.shape.n_layers, &scratch.hidden);
+            backend.rms_norm(&scratch.hidden, &self.weights.norm, self.config.rms_eps, &mut scratch.normed);
+            observe(self.shape.n_layers + 1, &scratch.normed);
+        }
+        let rows: Vec<usize> = match want {
+            Logits::None => Vec::new(),
+            Logits::Last => vec![n - 1],
+            Logits::All => (0..n).collect(),
+            Logits::At(offsets) => offsets.clone(),
+        };
+        let wanted: Vec<f32> =
+            rows.iter().flat_map(|&r| scratch.hidden[r * hidden..(r + 1) * hidden].iter().copied()).collect();
+        let normed = &mut scratch.normed[..wanted.len()];
+        backend.rms_norm(&wanted, &self.weights.norm, self.config.rms_eps, normed);
+        let mut logits = vec![0.0; rows.len() * self.weights.lm_head.rows()];
+        if !rows.is_empty() {
+            self.weights.lm_head.forward(backend, normed, rows.len(), &mut logits);
+        }
+        Ok(logits)
+    }
+
+    /// `hidden += o(attend(q, k, v))` of the normed hidden states.
+    fn attention(
+        &self,
+        index: usize,
+        layer: &LayerWeights,
+        n: usize,
+        context: &mut Context,
+        s: &mut Scratch,
+        backend: &dyn Backend,
+    ) -> Result<(), MethodError> {
+        let eps = self.config.rms_eps;
+        backend.rms_norm(&s.hidden, &layer.attn_norm, eps, &mut s.normed);
+        layer.q.forward(backend, &s.normed, n, &mut s.q);
+        layer.k.forward(backend, &s.normed, n, &mut s.k);
+        layer.v.forward(backend, &s.normed, n, &mut s.v);
+        for (norm, rows) in [(&layer.q_norm, &mut s.q), (&layer.k_norm, &mut s.k)] {
+            if let Some(weight) = norm {
+                // Qwen3 norms each head's vector; `attended` is free until attention writes it.
+                let raw = &mut s.attended[..rows.len()];
+                raw.copy_from_slice(rows);
+                backend.rms_norm(raw, weight, eps, rows);
+            }
+        }
+        context.attend(index, &s.q, &s.k, &s.v, &mut s.attended)?;
+        project_and_add(&layer.o, n, &s.attended, &mut s.projected, &mut s.hidden, backend);
+        Ok(())
+    }
+
+    /// `hidden += down(silu(gate(x)) · up(x))` of the normed hidden states `x`.
+    fn mlp(&self, layer: &LayerWeights, n: usize, s: &mut Scratch, backend: &dyn Backend) {
+        backend.rms_norm(&s.hidden, &layer.mlp_norm, self.config.rms_eps, &mut s.normed);
+        layer.gate.forward(backend, &s.normed, n, &mut s.gate);
+        layer.up.forward(backend, &s.normed, n, &mut s.up);
+        backend.silu_mul(&mut s.gate, &s.up);
+        project_and_add(&layer.down, n, &s.gate, &mut s.projected, &mut s.hidden, backend);
+    }
+}
+
+fn project_and_add(w: &Linear, n: usize, x: &[f32], y: &mut [f32], hidden: &mut [f32], backend: &dyn Backend) {
+    w.forward(backend, x, n, y);
+    hidden.iter_mut().zip(y).for_each(|(h, y)| *h += *y);
+}
+
+impl Scratch {
+    fn resize(&mut self, config: &Config, shape: &ModelShape, n: usize) {
+        let heads = n * shape.n_heads * shape.head_dim;
+        let kv_heads = n * shape.n_kv_heads * shape.head_dim;
+        for (buffer, len) in [
+            (&mut self.hidden, n * config.hidden),
+            (&mut self.normed, n * config.hidden),
+            (&mut self.q, heads),
+            (&mut self.k, kv_heads),
+            (&mut self.v, kv_heads),
+            (&mut self.attended, heads),
+            (&mut self.projected, n * config.hidden),
+            (&mut self.gate, n * config.intermediate),
+            (&mut self.up, n * config.intermediate),
+        ] {
+            buffer.resize(len, 0.0);
+        }
+    }
+}
