@@ -1,2 +1,22 @@
-//! x
+//! Models of `reattention`: configuration, weights, tokenizer and chat template of the supported families.
+//!
+//! A model is opened as a [`Checkpoint`], which reads and checks headers only; its [`WeightPlan`] tells the memory it
+//! will take before [`Checkpoint::load`] takes it. Whatever a file holds, reading it ends in a value or a
+//! [`ModelError`] that names the culprit.
 #![deny(missing_docs)]
+
+mod checkpoint;
+mod config;
+mod error;
+mod family;
+mod linear;
+mod quant;
+mod weights;
+
+pub use checkpoint::{Bundle, Checkpoint, load};
+pub use config::Config;
+pub use error::ModelError;
+pub use family::{Family, TensorNames};
+pub use linear::{Linear, Weight};
+pub use quant::QuantMatrix;
+pub use weights::{LayerWeights, SafeTensors, Source, WeightPlan, Weights};

@@ -1,0 +1,98 @@
+//! A model on disk or in memory: open it, plan its memory, load it.
+
+use crate::weights::{self, Layout, SafeTensors, Source, WeightPlan, Weights};
+use crate::{Config, ModelError};
+use std::path::Path;
+
+/// An opened model: configuration and headers are read and checked, weights are not.
+#[derive(Debug)]
+pub struct Checkpoint {
+    config: Config,
+    store: SafeTensors,
+}
+
+/// A model whose files are in memory, for instance compiled into the program with `include_bytes!`.
+#[derive(Clone, Copy, Debug)]
+pub struct Bundle {
+    /// Name for messages.
+    pub name: &'static str,
+    /// Text of config.json.
+    pub config: &'static str,
+    /// Text of generation_config.json.
+    pub generation_config: Option<&'static str>,
+    /// Text of tokenizer.json.
+    pub tokenizer: &'static str,
+    /// Text of tokenizer_config.json.
+    pub tokenizer_config: Option<&'static str>,
+    /// Bytes of model.safetensors.
+    pub weights: &'static [u8],
+}
+
+/// Opens the model at `path` and loads its weights.
+///
+/// # Errors
+/// As [`Checkpoint::open`] and [`Checkpoint::load`].
+pub fn load(path: &Path) -> Result<(Config, Weights), ModelError> {
+    let checkpoint = Checkpoint::open(path)?;
+    let weights = checkpoint.load()?;
+    Ok((checkpoint.config, weights))
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face folder. Only headers are read.
+    ///
+    /// # Errors
+    /// When there is no model, or a file of it is not valid or not supported.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        if !path.is_dir() {
+            let reason = "it is no folder with config.json and safetensors".into();
+            return Err(ModelError::NoModel { path: path.into(), reason });
+        }
+        Ok(Self { config: Config::from_dir(path)?, store: SafeTensors::open(path)? })
+    }
+
+    /// Opens a model in memory.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_bundle(bundle: &Bundle) -> Result<Self, ModelError> {
+        let file = |name: &str| format!("{}/{name}", bundle.name);
+        let mut config = Config::from_json(bundle.config, &file("config.json"))?;
+        if let Some(text) = bundle.generation_config {
+            config = config.with_generation_config(text, &file("generation_config.json"))?;
+        }
+        let source = Source::memory(file("model.safetensors"), bundle.weights);
+        Ok(Self { config, store: SafeTensors::from_sources(Path::new(bundle.name), vec![source])? })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Replaces the configuration, for instance to run the weights with another rotary scaling.
+    pub fn with_config(self, config: Config) -> Self {
+        Self { config, ..self }
+    }
+
+    /// What loading will take. Also checks that every tensor is there with the right shape and type.
+    ///
+    /// # Errors
+    /// Names the first tensor that is missing or does not fit.
+    pub fn plan(&self) -> Result<WeightPlan, ModelError> {
+        weights::plan(&self.config, self.layout(), &self.store)
+    }
+
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::plan`], or when a file cannot be read.
+    pub fn load(&self) -> Result<Weights, ModelError> {
+        weights::load(&self.config, self.layout(), &self.store)
+    }
+
+    fn layout(&self) -> Layout {
+        let family = self.config.family;
+        Layout { names: family.tensors, packed_qkv: family.packed_qkv, interleaved: false }
+    }
+}

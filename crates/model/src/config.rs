@@ -1,0 +1,350 @@
+//! A model's configuration, from Hugging Face's config.json.
+
+mod rope;
+
+use crate::{Family, ModelError};
+use reattention::rope::RopeConfig;
+use reattention::{ModelShape, SlidingWindow};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// Architecture and sizes of a model. One that exists is valid: it only comes from the parsers, which check everything.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Architecture.
+    pub family: &'static Family,
+    /// Decoder layers.
+    pub n_layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the MLP.
+    pub intermediate: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// KV heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Length of one head's vector; even. Not always `hidden / n_heads`.
+    pub head_dim: usize,
+    /// Tokens known.
+    pub vocab_size: usize,
+    /// Added to the mean square in every RMSNorm.
+    pub rms_eps: f32,
+    /// The output head is the embedding.
+    pub tie_embeddings: bool,
+    /// Query, key and value projections have a bias.
+    pub qkv_bias: bool,
+    /// The attention output projection has a bias.
+    pub o_bias: bool,
+    /// The MLP's three matrices have a bias.
+    pub mlp_bias: bool,
+    /// Rotary embedding, with the trained window (`max_position_embeddings`).
+    pub rope: RopeConfig,
+    /// Sliding-window attention, for models trained with it.
+    pub sliding_window: Option<SlidingWindow>,
+    /// Token that begins a text.
+    pub bos_id: Option<u32>,
+    /// Tokens that end an answer; may be empty.
+    pub eos_ids: Vec<u32>,
+    /// Element type that the configuration announces (`torch_dtype`); the files decide.
+    pub dtype: Option<String>,
+}
+
+impl Config {
+    /// Reads `config.json` of a model folder, and `generation_config.json`, whose end tokens win, if it is there.
+    ///
+    /// # Errors
+    /// When a file cannot be read, the architecture is not supported, or a value is missing or makes no sense.
+    pub fn from_dir(dir: &Path) -> Result<Self, ModelError> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
+        let config = Self::from_json(&text, &path.display().to_string())?;
+        let path = dir.join("generation_config.json");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => config.with_generation_config(&text, &path.display().to_string()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(config),
+            Err(e) => Err(ModelError::io(&path)(e)),
+        }
+    }
+
+    /// Parses the text of a config.json; `file` names it in messages.
+    ///
+    /// # Errors
+    /// As [`Config::from_dir`].
+    pub fn from_json(text: &str, file: &str) -> Result<Self, ModelError> {
+        let fields = Fields::parse(text, file)?;
+        let family = fields.family()?;
+        fields.refuse_foreign_features()?;
+        let n_layers = fields.size("num_hidden_layers", 1 << 12)?;
+        let hidden = fields.size("hidden_size", 1 << 20)?;
+        let n_heads = fields.size("num_attention_heads", 1 << 14)?;
+        let n_kv_heads = fields.optional_size("num_key_value_heads", 1 << 14)?.unwrap_or(n_heads);
+        let head_dim = match fields.optional_size("head_dim", 1 << 12)? {
+            Some(d) => d,
+            None if hidden.is_multiple_of(n_heads) => hidden / n_heads,
+            None => {
+                return Err(
+                    fields.error("head_dim", "is absent and num_attention_heads does not divide hidden_size")
+                );
+            }
+        };
+        let window = fields.size("max_position_embeddings", 1 << 32)?;
+        let attention_bias = fields.boolean("attention_bias")?.or(fields.boolean("bias")?);
+        let (qkv_bias, o_bias) = match family.name {
+            "llama" | "qwen3" => (attention_bias == Some(true), attention_bias == Some(true)),
+            // InternLM2's published code takes a bias where its `bias` is absent.
+            "internlm2" => (attention_bias != Some(false), attention_bias != Some(false)),
+            // Mistral and Qwen2 fix their biases; published code reads no key for them.
+            _ => (family.qkv_bias, false),
+        };
+        let config = Self {
+            family,
+            n_layers,
+            hidden,
+            intermediate: fields.size("intermediate_size", 1 << 22)?,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            vocab_size: fields.size("vocab_size", 1 << 24)?,
+            rms_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            tie_embeddings: fields.boolean("tie_word_embeddings")?.unwrap_or(false),
+            qkv_bias,
+            o_bias,
+            mlp_bias: family.name == "llama" && fields.boolean("mlp_bias")?.unwrap_or(false),
+            rope: rope::parse(&fields, head_dim, window)?,
+            sliding_window: fields.sliding_window(family, n_layers)?,
+            bos_id: fields.tokens("bos_token_id")?.and_then(|ids| ids.first().copied()),
+            eos_ids: fields.tokens("eos_token_id")?.unwrap_or_default(),
+            dtype: fields.text("torch_dtype").or(fields.text("dtype")).map(str::to_string),
+        };
+        config.checked(file)
+    }
+
+    /// Takes over the begin and end tokens of a generation_config.json, where it names them.
+    ///
+    /// # Errors
+    /// When the text is not JSON or a token is no token of the model.
+    pub fn with_generation_config(mut self, text: &str, file: &str) -> Result<Self, ModelError> {
+        let fields = Fields::parse(text, file)?;
+        if let Some(ids) = fields.tokens("bos_token_id")? {
+            self.bos_id = ids.first().copied();
+        }
+        if let Some(ids) = fields.tokens("eos_token_id")? {
+            self.eos_ids = ids;
+        }
+        self.checked(file)
+    }
+
+    /// What a method must know of the model.
+    pub fn shape(&self) -> ModelShape {
+        ModelShape {
+            family: self.family.name.to_string(),
+            n_layers: self.n_layers,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            window: self.rope.window,
+            rope: self.rope.clone(),
+            sliding_window: self.sliding_window,
+        }
+    }
+
+    /// The relations between values, whatever file they came from.
+    pub(crate) fn checked(self, file: &str) -> Result<Self, ModelError> {
+        let error = |key: &str, reason: String| Err(ModelError::config(file, key, reason));
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
+            let reason =
+                format!("is {}, which does not divide the {} query heads", self.n_kv_heads, self.n_heads);
+            return error("num_key_value_heads", reason);
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return error("head_dim", format!("is {}; rotary embedding needs an even length", self.head_dim));
+        }
+        if self.n_heads * self.head_dim > 1 << 20 {
+            return error(
+                "head_dim",
+                format!("{} times {} heads is absurdly large", self.head_dim, self.n_heads),
+            );
+        }
+        if !(self.rms_eps > 0.0 && self.rms_eps < 1.0) {
+            return error("rms_norm_eps", format!("is {}; it must be between 0 and 1", self.rms_eps));
+        }
+        self.rope.validate().map_err(|source| ModelError::Rope { file: file.into(), source })?;
+        // Some published configurations name a begin token beyond the vocabulary they trim; such a token is no token.
+        let known = |id: &u32| (*id as usize) < self.vocab_size;
+        let (bos_id, eos_ids) =
+            (self.bos_id.filter(known), self.eos_ids.iter().copied().filter(known).collect());
+        Ok(Self { bos_id, eos_ids, ..self })
+    }
+}
+
+/// A JSON object with typed access, naming file and key in its errors.
+pub(crate) struct Fields<'a> {
+    pub(crate) file: &'a str,
+    map: Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    fn parse(text: &str, file: &'a str) -> Result<Self, ModelError> {
+        match serde_json::from_str(text) {
+            Ok(Value::Object(map)) => Ok(Self { file, map }),
+            Ok(_) => Err(ModelError::format(file, "JSON", "an object is expected")),
+            Err(e) => Err(ModelError::format(file, "JSON", e.to_string())),
+        }
+    }
+
+    /// The value of `key`, `None` when it is absent or null.
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key).filter(|v| !v.is_null())
+    }
+
+    /// The object under `key`.
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Fields<'a>>, ModelError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Fields { file: self.file, map: map.clone() })),
+            Some(_) => Err(self.error(key, "must be an object or null")),
+        }
+    }
+
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(v) => v.as_f64().map(Some).ok_or_else(|| self.error(key, "must be a number")),
+        }
+    }
+
+    pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>, ModelError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(v) => v.as_bool().map(Some).ok_or_else(|| self.error(key, "must be true or false")),
+        }
+    }
+
+    pub(crate) fn optional_size(&self, key: &str, max: u64) -> Result<Option<usize>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let whole = value.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0 && *f < 9e15).map(|f| f as u64);
+        match value.as_u64().or(whole) {
+            Some(n) if n >= 1 && n <= max => {
+                usize::try_from(n).map(Some).map_err(|_| self.error(key, "does not fit this machine"))
+            }
+            _ => Err(self.error(key, format!("is {value}; it must be a whole number from 1 to {max}"))),
+        }
+    }
+
+    pub(crate) fn size(&self, key: &str, max: u64) -> Result<usize, ModelError> {
+        self.optional_size(key, max)?.ok_or_else(|| self.error(key, "is missing"))
+    }
+
+    /// A token id or a list of them; negative ids, as some files write "none", are dropped.
+    fn tokens(&self, key: &str) -> Result<Option<Vec<u32>>, ModelError> {
+        let wrong = || self.error(key, "must be a token id or a list of token ids");
+        let one = |v: &Value| match v.as_i64() {
+            Some(id) if id < 0 => Ok(None),
+            Some(id) => u32::try_from(id).map(Some).map_err(|_| wrong()),
+            None => Err(wrong()),
+        };
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(list)) => {
+                let ids: Result<Vec<_>, _> = list.iter().map(one).collect();
+                Ok(Some(ids?.into_iter().flatten().collect()))
+            }
+            Some(v) => Ok(Some(one(v)?.into_iter().collect())),
+        }
+    }
+
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    pub(crate) fn error(&self, key: &str, reason: impl Into<String>) -> ModelError {
+        ModelError::config(self.file, key, reason)
+    }
+
+    fn family(&self) -> Result<&'static Family, ModelError> {
+        let class = self.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+        let by_class = |c: &str| Family::all().iter().find(|f| f.architecture.eq_ignore_ascii_case(c));
+        let found = match (self.text("model_type"), class) {
+            (Some(name), Some(class)) => {
+                Family::named(name).filter(|f| f.architecture.eq_ignore_ascii_case(class))
+            }
+            (Some(name), None) => Family::named(name),
+            (None, Some(class)) => by_class(class),
+            (None, None) => return Err(self.error("model_type", "is missing, and so is `architectures`")),
+        };
+        found.ok_or_else(|| {
+            let known: Vec<_> = Family::all().iter().map(|f| f.architecture).collect();
+            let found = class.or(self.text("model_type")).unwrap_or_default().chars().take(80).collect();
+            ModelError::UnknownArchitecture { file: self.file.into(), found, known: known.join(", ") }
+        })
+    }
+
+    fn refuse_foreign_features(&self) -> Result<(), ModelError> {
+        let refuse = |what: String, help| Err(ModelError::unsupported(self.file, what, help));
+        match self.text("hidden_act") {
+            None | Some("silu" | "swish") => {}
+            Some(other) => return refuse(format!("activation `{other}` (hidden_act)"), "only silu is"),
+        }
+        if self.number("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
+            return refuse("partial rotary embedding (partial_rotary_factor)".into(), "");
+        }
+        for key in [
+            "num_experts",
+            "num_local_experts",
+            "n_routed_experts",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+        ] {
+            if self.number(key)?.is_some_and(|n| n > 1.0) {
+                return refuse(format!("mixture of experts ({key})"), "use a dense model");
+            }
+        }
+        if self.has("quantization_config") {
+            return refuse(
+                "a quantised Hugging Face checkpoint (quantization_config)".into(),
+                "use the bf16 checkpoint or a GGUF file",
+            );
+        }
+        Ok(())
+    }
+
+    fn sliding_window(&self, family: &Family, n_layers: usize) -> Result<Option<SlidingWindow>, ModelError> {
+        let first_layer = match family.name {
+            "mistral" => 0,
+            "qwen2" | "qwen3" if self.boolean("use_sliding_window")? == Some(true) => {
+                match self.get("max_window_layers").map(Value::as_u64) {
+                    None => {
+                        return Err(
+                            self.error("max_window_layers", "is missing, but use_sliding_window is true")
+                        );
+                    }
+                    Some(None) => return Err(self.error("max_window_layers", "must be a whole number")),
+                    Some(Some(n)) => n.min(n_layers as u64) as usize,
+                }
+            }
+            _ => return Ok(None),
+        };
+        let Some(size) = self.optional_size("sliding_window", 1 << 32)? else { return Ok(None) };
+        let first_layer = self.first_sliding_layer(n_layers)?.unwrap_or(first_layer);
+        Ok((first_layer < n_layers).then_some(SlidingWindow { size, first_layer }))
+    }
+
+    /// `layer_types` of newer files lists each layer; only "full below, sliding above" can be served.
+    fn first_sliding_layer(&self, n_layers: usize) -> Result<Option<usize>, ModelError> {
+        let Some(types) = self.get("layer_types").and_then(Value::as_array) else { return Ok(None) };
+        let sliding: Vec<bool> = types.iter().map(|t| t.as_str() == Some("sliding_attention")).collect();
+        let first = sliding.iter().position(|&s| s).unwrap_or(n_layers);
+        if sliding.len() == n_layers && sliding.iter().skip(first).all(|&s| s) {
+            return Ok(Some(first));
+        }
+        Err(ModelError::unsupported(self.file, "an interleaved pattern of sliding layers (layer_types)", ""))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+use super::*;
+use reattention::rope::RopeScaling;
+use serde_json::json;
+
+/// A Llama configuration with `changes` merged in; a null removes nothing, it is stored.
+fn with(changes: Value) -> Result<Config, ModelError> {
+    let mut base = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 5e5, "bos_token_id": 1, "eos_token_id": 2,
+        "hidden_act": "silu", "torch_dtype": "bfloat16", "attention_dropout": 0.0, "pretraining_tp": 1
+    });
+    for (key, value) in changes.as_object().unwrap() {
+        base[key] = value.clone();
+    }
+    Config::from_json(&base.to_string(), "config.json")
+}
+
+fn family(name: &str, class: &str, changes: Value) -> Result<Config, ModelError> {
+    let mut all = json!({ "architectures": [class], "model_type": name });
+    for (key, value) in changes.as_object().unwrap() {
+        all[key] = value.clone();
+    }
+    with(all)
+}
+
+#[test]
+fn each_family_has_its_biases_and_norms() {
+    let llama = with(json!({})).unwrap();
+    assert_eq!((llama.head_dim, llama.rope.window, llama.rope.theta), (16, 4096, 5e5));
+    assert_eq!(
+        (llama.bos_id, &llama.eos_ids[..], llama.dtype.as_deref()),
+        (Some(1), &[2][..], Some("bfloat16"))
+    );
+    assert!(!llama.qkv_bias && !llama.o_bias && !llama.mlp_bias);
+    let biased = with(json!({ "attention_bias": true, "mlp_bias": true })).unwrap();
+    assert!(biased.qkv_bias && biased.o_bias && biased.mlp_bias);
+    let qwen2 =
+        family("qwen2", "Qwen2ForCausalLM", json!({ "sliding_window": 32, "max_window_layers": 1 })).unwrap();
+    assert!(qwen2.qkv_bias && !qwen2.o_bias && qwen2.sliding_window.is_none());
+    let qwen3 =
+        family("qwen3", "Qwen3ForCausalLM", json!({ "head_dim": 32, "attention_bias": false })).unwrap();
+    assert!(qwen3.family.qk_norm && qwen3.head_dim == 32 && !qwen3.qkv_bias);
+    let internlm2 = family("internlm2", "InternLM2ForCausalLM", json!({ "bias": false })).unwrap();
+    assert!(internlm2.family.packed_qkv && !internlm2.qkv_bias);
+    assert!(family("internlm2", "InternLM2ForCausalLM", json!({})).unwrap().qkv_bias);
+}
+
+#[test]
+fn sliding_windows_follow_the_family() {
+    let mistral =
+        |v| family("mistral", "MistralForCausalLM", json!({ "sliding_window": v })).unwrap().sliding_window;
+    assert_eq!(mistral(Value::Null), None);
+    assert_eq!(mistral(json!(48)), Some(SlidingWindow { size: 48, first_layer: 0 }));
+    let qwen2 = |layers: u64, types: Value| {
+        let keys = json!({ "use_sliding_window": true, "sliding_window": 32, "max_window_layers": layers, "layer_types": types });
+        family("qwen2", "Qwen2ForCausalLM", keys)
+    };
+    assert_eq!(
+        qwen2(2, Value::Null).unwrap().sliding_window,
+        Some(SlidingWindow { size: 32, first_layer: 2 })
+    );
+    assert_eq!(qwen2(28, Value::Null).unwrap().sliding_window, None);
+    let types = json!(["full_attention", "sliding_attention", "sliding_attention"]);
+    assert_eq!(qwen2(28, types).unwrap().sliding_window.unwrap().first_layer, 1);
+    let mixed = json!(["sliding_attention", "full_attention", "sliding_attention"]);
+    assert!(qwen2(28, mixed).unwrap_err().to_string().contains("layer_types"));
+}
+
+#[test]
+fn rope_scaling_is_read_in_both_spellings() {
+    let scaling = |v: Value| with(json!({ "rope_scaling": v })).unwrap().rope.scaling;
+    assert_eq!(scaling(Value::Null), RopeScaling::None);
+    assert_eq!(scaling(json!({ "type": "linear", "factor": 2 })), RopeScaling::Linear { factor: 2.0 });
+    assert_eq!(
+        scaling(json!({ "rope_type": "dynamic", "factor": 2.5 })),
+        RopeScaling::DynamicNtk { factor: 2.5 }
+    );
+    let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192 });
+    assert!(matches!(scaling(llama3.clone()), RopeScaling::Llama3 { original_window: 8192, .. }));
+    let mut parameters = llama3;
+    parameters["rope_theta"] = json!(1e6);
+    let rope = with(json!({ "rope_parameters": parameters, "rope_theta": null })).unwrap().rope;
+    assert_eq!(rope.theta, 1e6);
+    assert!(matches!(rope.scaling, RopeScaling::Llama3 { .. }));
+}
+
+#[test]
+fn yarn_takes_the_ratio_of_the_windows_where_there_is_one() {
+    let yarn = |v: Value| match with(json!({ "rope_scaling": v })).unwrap().rope.scaling {
+        RopeScaling::Yarn { factor, original_window, .. } => (factor, original_window),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        yarn(json!({ "type": "yarn", "factor": 9.0, "original_max_position_embeddings": 1024 })),
+        (4.0, 1024)
+    );
+    assert_eq!(
+        yarn(json!({ "type": "yarn", "factor": 9.0, "original_max_position_embeddings": 4096 })),
+        (9.0, 4096)
+    );
+    assert_eq!(yarn(json!({ "type": "yarn", "factor": 9.0 })), (9.0, 4096));
+}
+
+#[test]
+fn generation_config_wins_and_lists_are_accepted() {
+    let config = with(json!({ "eos_token_id": [2, 3, 5000] })).unwrap();
+    assert_eq!(config.eos_ids, [2, 3]);
+    let config =
+        config.with_generation_config(r#"{"eos_token_id": [7, 8], "temperature": 0.6}"#, "g").unwrap();
+    assert_eq!((config.bos_id, config.eos_ids), (Some(1), vec![7, 8]));
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_by_name() {
+    let cases = [
+        (json!({ "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2" }), "GPT2LMHeadModel"),
+        (json!({ "architectures": ["LlamaForSequenceClassification"] }), "LlamaForSequenceClassification"),
+        (json!({ "hidden_act": "gelu" }), "gelu"),
+        (json!({ "partial_rotary_factor": 0.5 }), "partial_rotary_factor"),
+        (json!({ "num_local_experts": 8 }), "mixture of experts"),
+        (json!({ "quantization_config": { "bits": 4 } }), "GGUF"),
+        (json!({ "rope_scaling": { "type": "longrope" } }), "longrope"),
+        (json!({ "rope_scaling": { "type": "su" } }), "`su`"),
+        (json!({ "rope_scaling": { "type": "linear" } }), "factor"),
+        (json!({ "rope_scaling": { "type": "linear", "factor": 0.1 } }), "rope factor"),
+        (json!({ "rope_scaling": 4 }), "rope_scaling"),
+        (json!({ "num_key_value_heads": 3 }), "num_key_value_heads"),
+        (json!({ "head_dim": 15 }), "head_dim"),
+        (json!({ "hidden_size": 66 }), "head_dim"),
+        (json!({ "num_hidden_layers": 0 }), "num_hidden_layers"),
+        (json!({ "num_hidden_layers": 1e18 }), "num_hidden_layers"),
+        (json!({ "hidden_size": 18446744073709551615u64 }), "hidden_size"),
+        (json!({ "hidden_size": -1 }), "hidden_size"),
+        (json!({ "hidden_size": "big" }), "hidden_size"),
+        (json!({ "vocab_size": null }), "vocab_size"),
+        (json!({ "rms_norm_eps": 0.0 }), "rms_norm_eps"),
+        (json!({ "rope_theta": 0.0 }), "theta"),
+        (json!({ "eos_token_id": "end" }), "eos_token_id"),
+    ];
+    for (change, culprit) in cases {
+        let message = with(change.clone()).expect_err(&change.to_string()).to_string();
+        assert!(message.contains(culprit), "{change}: {message}");
+    }
+    for text in ["", "[]", "{", "null", "{\"model_type\": 1}"] {
+        assert!(Config::from_json(text, "config.json").is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_configuration_without_architectures_goes_by_its_model_type() {
+    assert_eq!(with(json!({ "architectures": null, "model_type": "llama" })).unwrap().family.name, "llama");
+    assert_eq!(with(json!({ "model_type": null })).unwrap().family.name, "llama");
+}

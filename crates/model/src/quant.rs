@@ -1,0 +1,125 @@
+//! Quantised weight matrices: GGML blocks, multiplied by candle's kernels or through dense panels.
+
+use candle_core::CpuStorage;
+use candle_core::quantized::{GgmlDType, QuantizedType};
+use reattention_kernels::{Backend, Buffer, Matrix, MatrixData, bf16};
+use std::borrow::Cow;
+
+/// A quantised matrix `[rows, cols]`, row-major; each row is a whole number of blocks.
+pub struct QuantMatrix {
+    rows: usize,
+    cols: usize,
+    blocks: Box<dyn QuantizedType>,
+}
+
+/// From this many input rows on, unpacking weights into dense panels for the backend costs less than block products.
+const PANEL_FROM: usize = 32;
+
+/// Weight rows unpacked at a time.
+const PANEL_ROWS: usize = 256;
+
+impl std::fmt::Debug for QuantMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "QuantMatrix<{:?}>[{}, {}]", self.dtype(), self.rows, self.cols)
+    }
+}
+
+impl QuantMatrix {
+    /// A matrix from the bytes of its blocks; `None` when they are not exactly `rows * cols` elements in whole blocks
+    /// per row.
+    pub(crate) fn from_bytes(dtype: GgmlDType, rows: usize, cols: usize, bytes: &[u8]) -> Option<Self> {
+        let row_bytes = row_bytes(dtype, cols)?;
+        (rows.checked_mul(row_bytes) == Some(bytes.len()) && rows > 0 && cols > 0).then(|| Self {
+            rows,
+            cols,
+            blocks: dtype.from_data(Cow::Borrowed(bytes)),
+        })
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Memory held, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.blocks.storage_size_in_bytes()
+    }
+
+    pub(crate) fn dtype(&self) -> GgmlDType {
+        self.blocks.dtype()
+    }
+
+    pub(crate) fn copy_row(&self, row: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.cols, "row length");
+        out.copy_from_slice(&self.unpack(row, 1));
+    }
+
+    pub(crate) fn forward(
+        &self,
+        backend: &dyn Backend,
+        x: &[f32],
+        rows: usize,
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
+        if rows >= PANEL_FROM {
+            return self.forward_by_panels(backend, x, rows, bias, y);
+        }
+        // The lengths are checked by the caller, so candle has nothing to refuse.
+        self.blocks.matmul_t((rows, self.cols, self.rows), x, y).expect("lengths of a quantised product");
+        if let Some(bias) = bias {
+            y.chunks_exact_mut(self.rows).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        }
+    }
+
+    fn forward_by_panels(
+        &self,
+        backend: &dyn Backend,
+        x: &[f32],
+        rows: usize,
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
+        let mut out = vec![0.0; rows * PANEL_ROWS.min(self.rows)];
+        for first in (0..self.rows).step_by(PANEL_ROWS) {
+            let n = PANEL_ROWS.min(self.rows - first);
+            let panel = self.panel(first, n);
+            let out = &mut out[..rows * n];
+            backend.linear(x, rows, &panel, bias.map(|b| &b[first..first + n]), out);
+            for (y, out) in y.chunks_exact_mut(self.rows).zip(out.chunks_exact(n)) {
+                y[first..first + n].copy_from_slice(out);
+            }
+        }
+    }
+
+    /// Rows `first..first + n` in bf16.
+    fn panel(&self, first: usize, n: usize) -> Matrix {
+        let mut data = Buffer::<bf16>::zeroed(n * self.cols);
+        for (i, row) in data.chunks_exact_mut(self.cols).enumerate() {
+            let values = self.unpack(first + i, 1);
+            row.iter_mut().zip(&values).for_each(|(b, &f)| *b = bf16::from_f32(f));
+        }
+        Matrix::new(n, self.cols, MatrixData::Bf16(data)).expect("a panel has n * cols elements")
+    }
+
+    /// Rows `first..first + n` in f32.
+    fn unpack(&self, first: usize, n: usize) -> Vec<f32> {
+        let ids: Vec<u32> = (first..first + n).map(|r| r as u32).collect();
+        match self.blocks.embedding(&ids, self.rows, self.cols) {
+            Ok(CpuStorage::F32(values)) => values,
+            _ => panic!("row {first} + {n} of {self:?}"),
+        }
+    }
+}
+
+/// Bytes of a row of `cols` elements; `None` when they are no whole number of blocks.
+pub(crate) fn row_bytes(dtype: GgmlDType, cols: usize) -> Option<usize> {
+    let block = dtype.block_size();
+    cols.is_multiple_of(block).then(|| cols / block).and_then(|blocks| blocks.checked_mul(dtype.type_size()))
+}

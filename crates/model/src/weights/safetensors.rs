@@ -1,0 +1,255 @@
+//! Safetensors: one file, or a folder of shards with an index.
+
+use super::source::Source;
+use super::{Element, Pieces, Stored, TensorStore};
+use crate::ModelError;
+use crate::linear::Weight;
+use reattention_kernels::{Buffer, Matrix, MatrixData};
+use safetensors::tensor::{Dtype, Metadata};
+use std::collections::HashMap;
+use std::path::{Component, Path};
+use std::sync::Arc;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The tensors of a checkpoint, by name; data are read when asked for.
+#[derive(Debug)]
+pub struct SafeTensors {
+    name: String,
+    files: Vec<Source>,
+    tensors: HashMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    file: usize,
+    offset: u64,
+    shape: Vec<usize>,
+    dtype: Dtype,
+}
+
+impl SafeTensors {
+    /// Opens `model.safetensors` of a folder, or the shards its index names, or its only `.safetensors` file.
+    ///
+    /// # Errors
+    /// When there is none, a header is not valid, a shard is missing, lies outside the folder or repeats a tensor.
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        let single = dir.join(SINGLE);
+        if single.is_file() {
+            return Self::from_sources(dir, vec![Source::open(&single).map_err(ModelError::io(&single))?]);
+        }
+        let index = dir.join(INDEX);
+        if index.is_file() {
+            let text = std::fs::read_to_string(&index).map_err(ModelError::io(&index))?;
+            return Self::open_shards(dir, &index.display().to_string(), &text);
+        }
+        let mut found = files_ending_in(dir, ".safetensors")?;
+        match (found.pop(), found.pop()) {
+            (Some(path), None) => Self::from_sources(dir, vec![Source::open(&path).map_err(ModelError::io(&path))?]),
+            (one, _) => Err(ModelError::NoModel {
+                path: dir.to_path_buf(),
+                reason: match one {
+                    Some(_) => format!("several .safetensors files but no {INDEX}"),
+                    None if !files_ending_in(dir, ".bin")?.is_empty() => {
+                        "only pickled .bin weights; convert them with transformers' save_pretrained(safe_serialization=True)".into()
+                    }
+                    None => format!("neither {SINGLE} nor {INDEX}"),
+                },
+            }),
+        }
+    }
+
+    /// The tensors of these files; `dir` names the whole in messages.
+    ///
+    /// # Errors
+    /// As [`SafeTensors::open`].
+    pub fn from_sources(dir: &Path, files: Vec<Source>) -> Result<Self, ModelError> {
+        let mut tensors: HashMap<String, Entry> = HashMap::new();
+        for (file, source) in files.iter().enumerate() {
+            for (tensor, entry) in read_header(source, file)? {
+                if let Some(other) = tensors.get(&tensor) {
+                    let (first, second) = (files[other.file].name().into(), source.name().into());
+                    return Err(ModelError::DuplicateTensor { tensor, first, second });
+                }
+                tensors.insert(tensor, entry);
+            }
+        }
+        let name = if let [one] = &files[..] { one.name().to_string() } else { dir.display().to_string() };
+        Ok(Self { name, files, tensors })
+    }
+
+    fn open_shards(dir: &Path, index: &str, text: &str) -> Result<Self, ModelError> {
+        let map = parse_index(index, text)?;
+        let mut shards: Vec<&String> = map.values().collect();
+        shards.sort();
+        shards.dedup();
+        let mut files = Vec::with_capacity(shards.len());
+        for shard in shards {
+            let path = dir.join(shard);
+            files.push(Source::open(&path).map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => ModelError::format(
+                    index,
+                    "index",
+                    format!("it names the shard {shard}, which is missing; download it"),
+                ),
+                _ => ModelError::io(&path)(e),
+            })?);
+        }
+        let tensors = Self::from_sources(dir, files)?;
+        match map.iter().find(|(tensor, _)| !tensors.tensors.contains_key(*tensor)) {
+            None => Ok(tensors),
+            Some((tensor, shard)) => Err(ModelError::TensorMissing {
+                file: dir.join(shard).display().to_string(),
+                tensor: tensor.clone(),
+                help: format!("; {INDEX} places it there"),
+            }),
+        }
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, ModelError> {
+        self.tensors.get(name).ok_or_else(|| ModelError::TensorMissing {
+            file: self.name.clone(),
+            tensor: name.into(),
+            help: String::new(),
+        })
+    }
+
+    /// Reads rows `pieces` of a matrix of `cols` columns, one after the other.
+    fn read<T: bytemuck::Pod>(
+        &self,
+        entry: &Entry,
+        pieces: &Pieces,
+        cols: usize,
+    ) -> Result<Buffer<T>, ModelError> {
+        let mut data = Buffer::<T>::zeroed(pieces.rows() * cols);
+        let source = &self.files[entry.file];
+        let row_bytes = cols * size_of::<T>();
+        let mut rest: &mut [u8] = bytemuck::cast_slice_mut(&mut data);
+        for piece in pieces.ranges() {
+            let (now, later) = rest.split_at_mut(piece.len() * row_bytes);
+            let offset = entry.offset + (piece.start * row_bytes) as u64;
+            source.read_at(offset, now).map_err(ModelError::io(Path::new(source.name())))?;
+            rest = later;
+        }
+        Ok(data)
+    }
+}
+
+impl TensorStore for SafeTensors {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn find(&self, name: &str) -> Result<Option<Stored>, ModelError> {
+        let Some(entry) = self.tensors.get(name) else { return Ok(None) };
+        let file = self.files[entry.file].name().to_string();
+        let element = match entry.dtype {
+            Dtype::F32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            Dtype::BF16 => Element::Bf16,
+            other => {
+                return Err(ModelError::TensorType {
+                    file,
+                    tensor: name.into(),
+                    found: format!("{other:?}"),
+                    supported: "F32, F16 and BF16; for fewer bits use a GGUF file",
+                });
+            }
+        };
+        Ok(Some(Stored { file, shape: entry.shape.clone(), element }))
+    }
+
+    fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Weight, ModelError> {
+        let entry = self.entry(name)?;
+        let data = match entry.dtype {
+            Dtype::F32 => MatrixData::F32(self.read(entry, pieces, cols)?),
+            Dtype::F16 => MatrixData::F16(self.read(entry, pieces, cols)?),
+            _ => MatrixData::Bf16(self.read(entry, pieces, cols)?),
+        };
+        let matrix = Matrix::new(pieces.rows(), cols, data);
+        matrix
+            .map(|m| Weight::Dense(Arc::new(m)))
+            .map_err(|e| ModelError::format(&self.name, "safetensors", e.to_string()))
+    }
+
+    fn vector(&self, name: &str, pieces: &Pieces) -> Result<Vec<f32>, ModelError> {
+        let mut out = vec![0.0; pieces.rows()];
+        if let Weight::Dense(matrix) = self.matrix(name, 1, pieces)? {
+            match matrix.data() {
+                MatrixData::F32(d) => out.copy_from_slice(d),
+                MatrixData::F16(d) => out.iter_mut().zip(&d[..]).for_each(|(o, x)| *o = x.to_f32()),
+                MatrixData::Bf16(d) => out.iter_mut().zip(&d[..]).for_each(|(o, x)| *o = x.to_f32()),
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// The tensors of one file. The safetensors crate checks that their extents follow each other without gap or overlap
+/// and agree with shape and type; here, that they end where the file ends.
+fn read_header(source: &Source, file: usize) -> Result<Vec<(String, Entry)>, ModelError> {
+    const MAX: u64 = 100_000_000;
+    let error = |reason: String| ModelError::format(source.name(), "safetensors", reason);
+    let read = |offset, out: &mut [u8]| source.read_at(offset, out).map_err(|e| error(e.to_string()));
+    let mut prefix = [0; 8];
+    if source.len() < 8 {
+        return Err(error(format!("it has only {} bytes", source.len())));
+    }
+    read(0, &mut prefix)?;
+    let n = u64::from_le_bytes(prefix);
+    if n > MAX || n > source.len() - 8 {
+        return Err(error(format!(
+            "its header claims {n} bytes of {}; is the download complete?",
+            source.len()
+        )));
+    }
+    let mut header = vec![0; n as usize];
+    read(8, &mut header)?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| error(e.to_string()))?;
+    let data = 8 + n;
+    if data.checked_add(metadata.data_len() as u64) != Some(source.len()) {
+        let reason = format!(
+            "its header describes {} bytes of data, {} are there; is the download complete?",
+            metadata.data_len(),
+            source.len() - data
+        );
+        return Err(error(reason));
+    }
+    let entry = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+        let offset = data + info.data_offsets.0 as u64;
+        (name, Entry { file, offset, shape: info.shape.clone(), dtype: info.dtype })
+    };
+    Ok(metadata.tensors().into_iter().map(entry).collect())
+}
+
+/// Tensor name to shard file name, refusing paths that leave the folder.
+fn parse_index(index: &str, text: &str) -> Result<HashMap<String, String>, ModelError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: HashMap<String, String>,
+    }
+    let error = |reason: String| ModelError::format(index, "index", reason);
+    let parsed: Index = serde_json::from_str(text).map_err(|e| error(e.to_string()))?;
+    for shard in parsed.weight_map.values() {
+        let mut parts = Path::new(shard).components();
+        if shard.is_empty() || shard.contains('\\') || !parts.all(|c| matches!(c, Component::Normal(_))) {
+            let shard: String = shard.chars().take(200).collect();
+            return Err(error(format!(
+                "it names the shard `{shard}`, which is not a file inside the folder"
+            )));
+        }
+    }
+    Ok(parsed.weight_map)
+}
+
+fn files_ending_in(dir: &Path, end: &str) -> Result<Vec<std::path::PathBuf>, ModelError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(ModelError::io(dir))? {
+        let path = entry.map_err(ModelError::io(dir))?.path();
+        if path.is_file() && path.to_string_lossy().ends_with(end) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}

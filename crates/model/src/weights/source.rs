@@ -1,0 +1,95 @@
+//! Where bytes come from: a file on disk, or memory.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// Random access to the bytes of one file.
+///
+/// Files are read at positions rather than mapped, so that the memory held is exactly what was asked for.
+#[derive(Debug)]
+pub struct Source {
+    name: String,
+    len: u64,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    File(File),
+    Memory(Cow<'static, [u8]>),
+}
+
+impl Source {
+    /// A file.
+    ///
+    /// # Errors
+    /// As the operating system has them.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
+        }
+        Ok(Self { name: path.display().to_string(), len: metadata.len(), bytes: Bytes::File(file) })
+    }
+
+    /// Bytes in memory, for instance compiled into the program.
+    pub fn memory(name: impl Into<String>, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
+        let bytes = bytes.into();
+        Self { name: name.into(), len: bytes.len() as u64, bytes: Bytes::Memory(bytes) }
+    }
+
+    /// Name for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Fills `out` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// When they reach beyond the end, or the operating system fails.
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        match &self.bytes {
+            Bytes::File(file) => read_exact_at(file, out, offset),
+            Bytes::Memory(bytes) => {
+                let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+                let end = start.checked_add(out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+                out.copy_from_slice(bytes.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !out.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, out, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                out = &mut out[n..];
+                offset += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
