@@ -1,2 +1,82 @@
-//! x
-fn main() {}
+//! Runs every case of a golden folder on every backend and says where it differs from the published code.
+//!
+//! `cargo run --release -p conformance -- DIR [--only PREFIX,...] [--backend NAME,...] [--json]`
+//!
+//! A golden folder holds `models/NAME/{config.json, model.safetensors}` and, for each case, `cases/CASE.json` (the
+//! manifest: method, model, parameters, sequence) and `cases/CASE.safetensors` (inputs and expected outputs).
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use conformance::{Case, Outcome, run};
+use reattention_kernels::{Backend, Cpu, Reference};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Compare with the outputs of published implementations.
+#[derive(Parser)]
+struct Args {
+    /// Folder with `cases/` and `models/`.
+    dir: PathBuf,
+    /// Only cases whose name starts with one of these.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Backends to run.
+    #[arg(long, value_delimiter = ',', default_value = "reference,cpu")]
+    backend: Vec<String>,
+    /// One JSON object instead of lines.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    match check(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("conformance: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn check(args: &Args) -> anyhow::Result<bool> {
+    let backends = args.backend.iter().map(|n| backend(n)).collect::<anyhow::Result<Vec<_>>>()?;
+    let names = Case::names(&args.dir)?;
+    let wanted = |n: &&String| args.only.is_empty() || args.only.iter().any(|p| n.starts_with(p.as_str()));
+    let names: Vec<&String> = names.iter().filter(wanted).collect();
+    if names.is_empty() {
+        bail!("no case in {} starts with {}", args.dir.display(), args.only.join(", "));
+    }
+    let (mut counts, mut rows) = ([0; 3], Vec::new());
+    for name in names {
+        let outcomes: Vec<(String, Outcome)> = backends.iter().map(|b| (b.name(), run(&args.dir, name, b))).collect();
+        let worst = outcomes.iter().map(|o| o.1.rank()).max().context("at least one backend is needed")?;
+        counts[worst] += 1;
+        if args.json {
+            let results: Vec<_> = outcomes.iter().map(|(b, o)| o.json(b)).collect();
+            rows.push(serde_json::json!({ "case": name, "status": STATUS[worst], "results": results }));
+        } else {
+            let details: Vec<String> = outcomes.iter().map(|(b, o)| format!("{b}: {}", o.text())).collect();
+            println!("{:7} {name}  {}", STATUS[worst], details.join("  |  "));
+        }
+    }
+    let [passed, skipped, failed] = counts;
+    if args.json {
+        let report = serde_json::json!({ "passed": passed, "failed": failed, "skipped": skipped, "cases": rows });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+    }
+    Ok(failed == 0)
+}
+
+const STATUS: [&str; 3] = ["ok", "skipped", "FAILED"];
+
+fn backend(name: &str) -> anyhow::Result<Arc<dyn Backend>> {
+    Ok(match name {
+        "reference" => Arc::new(Reference),
+        "cpu" => Arc::new(Cpu::new(std::thread::available_parallelism().map_or(1, |n| n.get()))?),
+        other => bail!("unknown backend `{other}`; known are reference and cpu"),
+    })
+}

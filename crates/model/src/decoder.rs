@@ -94,7 +94,7 @@ impl Model {
         let backend = Arc::clone(context.backend());
         let mut logits = Ok(Vec::new());
         backend.install(&mut || {
-            logits = self.pass(tokens, step, context, scratch, want, backend.as_ref(), observe.as_deref_mut());
+            logits = self.pass(tokens, step, context, scratch, want, backend.as_ref(), observe.take());
         });
         if logits.is_err() {
             context.abort();

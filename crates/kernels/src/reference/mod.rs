@@ -1,4 +1,4 @@
-//! The plain backend: f32, one loop a formula, nothing clever. Fast backends are tested against it.
+//! The plain backend: f32 with sums in f64, one loop a formula, nothing clever. Fast backends are tested against it.
 
 use crate::{Backend, KvView, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule};
 
@@ -33,7 +33,7 @@ impl Backend for Reference {
 
     fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
         for (x, y) in x.chunks_exact(weight.len()).zip(y.chunks_exact_mut(weight.len())) {
-            let mean = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
+            let mean = dot(x, x) / x.len() as f32;
             let factor = 1.0 / (mean + eps).sqrt();
             for i in 0..x.len() {
                 y[i] = x[i] * factor * weight[i];
@@ -157,8 +157,9 @@ pub(crate) fn key_mass(q: &Queries, kv: &KvView, views: &[Vec<Segment>], scale: 
     }
 }
 
+/// Summed in f64: the oracle's own rounding must not decide near-ties between keys.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(x, y)| x * y).sum()
+    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>() as f32
 }
 
 /// Larger scores first, ties by ascending token index.

@@ -1,0 +1,10 @@
+//! Golden cases of published implementations: reading them, running them, comparing.
+#![deny(missing_docs)]
+
+mod case;
+mod compare;
+mod methods;
+mod run;
+
+pub use case::Case;
+pub use run::{Outcome, run};
