@@ -1,5 +1,8 @@
 //! Comparing tensors, with what differs and by how much.
 
+use crate::probe::NearTie;
+use std::collections::BTreeMap;
+
 /// What a comparison found, collected over a case.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
@@ -9,6 +12,8 @@ pub(crate) struct Findings {
     pub(crate) logits: f32,
     /// Selections found equal.
     pub(crate) selections: usize,
+    /// Votes that rounding moved between nearly tied keys.
+    pub(crate) moved: usize,
     /// What was left out, and why.
     pub(crate) notes: Vec<String>,
 }
@@ -42,4 +47,28 @@ impl Findings {
             self.failures.push(format!("{what}: entry {at} is {a:?} instead of {b:?} ({} of {})", got.len(), want.len()));
         }
     }
+
+    /// Compares votes by key; a vote may have moved from the chosen to the rejected key of a near tie.
+    pub(crate) fn votes(&mut self, what: &str, got: &Votes, want: &Votes, ties: &[NearTie]) {
+        let mut missing: BTreeMap<usize, i64> = want.clone();
+        for (key, votes) in got {
+            *missing.entry(*key).or_default() -= votes;
+        }
+        let mut moved = 0;
+        for tie in ties {
+            let (from, to) = (tie.chosen as usize, tie.rejected as usize);
+            if missing.get(&from).is_some_and(|m| *m < 0) && missing.get(&to).is_some_and(|m| *m > 0) {
+                *missing.entry(from).or_default() += 1;
+                *missing.entry(to).or_default() -= 1;
+                moved += 1;
+            }
+        }
+        self.moved += moved;
+        if let Some((key, votes)) = missing.iter().find(|m| *m.1 != 0) {
+            self.failures.push(format!("{what}: key {key} has {votes} votes too few"));
+        }
+    }
 }
+
+/// Votes by token.
+pub(crate) type Votes = BTreeMap<usize, i64>;

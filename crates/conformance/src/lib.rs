@@ -4,6 +4,7 @@
 mod case;
 mod compare;
 mod methods;
+mod probe;
 mod run;
 
 pub use case::Case;

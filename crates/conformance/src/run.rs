@@ -1,9 +1,11 @@
 //! Running one case on one backend.
 
-use crate::compare::Findings;
+use crate::compare::{Findings, Votes};
+use crate::probe::{NearTie, Probe};
 use crate::{Case, methods};
 use anyhow::{Context as _, ensure};
 use reattention::methods::{Step, StepKind, build};
+use reattention::methods::Selection;
 use reattention::{Context, KvDtype, LayerTrace, Settings};
 use reattention_kernels::Backend;
 use reattention_model::{Logits, Model, Scratch};
@@ -76,7 +78,8 @@ fn attempt(dir: &Path, name: &str, backend: &Arc<dyn Backend>) -> anyhow::Result
     let model = case.model(dir)?;
     let mut found = Findings::default();
     frequencies(&case, &model, &mut found)?;
-    let mut runner = Runner { case: &case, model: &model, backend, method, settings: &settings };
+    let probe = Arc::new(Probe::new(Arc::clone(backend)));
+    let mut runner = Runner { case: &case, model: &model, probe: &probe, method, settings: &settings };
     let loose = case.text("count_tie_break").is_ok_and(|t| !t.starts_with("lowest"));
     runner.whole(loose, &mut found)?;
     if case.has("greedy_logits_nocache") {
@@ -88,6 +91,9 @@ fn attempt(dir: &Path, name: &str, backend: &Arc<dyn Backend>) -> anyhow::Result
     let mut text = format!("max |Δlogit| {:.1e}", found.logits);
     if found.selections > 0 {
         text += &format!(", {} selections equal", found.selections);
+    }
+    if found.moved > 0 {
+        text += &format!(", {} votes moved between near ties", found.moved);
     }
     for note in &found.notes {
         text += &format!(" ({note})");
@@ -112,7 +118,7 @@ fn frequencies(case: &Case, model: &Model, found: &mut Findings) -> anyhow::Resu
 struct Runner<'a> {
     case: &'a Case,
     model: &'a Model,
-    backend: &'a Arc<dyn Backend>,
+    probe: &'a Arc<Probe>,
     method: &'static str,
     settings: &'a Settings,
 }
@@ -121,7 +127,8 @@ impl Runner<'_> {
     fn context(&self) -> anyhow::Result<Context> {
         let shape = self.model.shape();
         let method = build(self.method, self.settings, shape)?;
-        Ok(Context::new(shape, method, None, KvDtype::F32, Arc::clone(self.backend)))
+        let backend: Arc<dyn Backend> = Arc::clone(self.probe) as _;
+        Ok(Context::new(shape, method, None, KvDtype::F32, backend))
     }
 
     /// Prompt and greedy continuation. With `loose` ties the case is only comparable up to the first selection.
@@ -130,7 +137,7 @@ impl Runner<'_> {
         let mut context = self.context()?;
         context.trace(true);
         let steps = context.method().schedule(0..prompt.len(), None);
-        let mut got = Prompt::default();
+        let mut got = PromptLogits::default();
         let mut scratch = Scratch::default();
         let layers = self.model.shape().n_layers;
         let mut hidden: Vec<Vec<f32>> = vec![Vec::new(); layers + 2];
@@ -139,10 +146,10 @@ impl Runner<'_> {
             let ids = &prompt[step.tokens.clone()];
             let logits =
                 self.model.forward(ids, step, &mut context, &mut scratch, &Logits::All, Some(&mut observe))?;
-            got.push(step, logits);
+            got.0.extend(logits);
         }
         let vocab = self.model.config().vocab_size;
-        let selecting = context_trace_start(&mut context, &steps, found, case, loose)?;
+        let selecting = if loose { self.loose_votes(context.trace(true), &steps, found)? } else { usize::MAX };
         for (positions, logits) in [("logit_positions", "logits"), ("prefill_logit_positions", "prefill_logits")] {
             if case.has(logits) {
                 let (_, positions) = case.indices(positions)?;
@@ -201,7 +208,29 @@ impl Runner<'_> {
         }
         let trace = context.trace(false);
         compare_steps(case, &steps, &trace, found)?;
-        compare_selections(case, &steps, &trace, found)
+        compare_selections(case, &steps, &trace, &self.probe.take(), found)
+    }
+
+    /// Where ties are unspecified only the votes of layer 0 are comparable, which no earlier choice has touched. Returns
+    /// the first token of the first step that selects.
+    fn loose_votes(&self, trace: Vec<LayerTrace>, steps: &[Step], found: &mut Findings) -> anyhow::Result<usize> {
+        let golden = Golden::read(self.case)?;
+        let selecting = trace.iter().filter(|t| !t.selections.is_empty());
+        let first = selecting.clone().map(|t| t.tokens.start).min().unwrap_or(usize::MAX);
+        for (t, ties) in selecting.zip(self.probe.take()).filter(|(t, _)| t.layer == 0) {
+            let (what, row) = golden.row(t, steps)?;
+            let (got, want) = (votes(&t.selections[0]), golden.votes(row));
+            found.votes(&format!("{what}: votes"), &got, &want, &ties);
+            let sorted = |centres: &[usize]| {
+                let mut of: Vec<i64> = centres.iter().map(|c| want.get(c).copied().unwrap_or(0)).collect();
+                of.sort_unstable();
+                of
+            };
+            let ours: Vec<usize> = t.selections[0].centres.iter().map(|c| *c as usize).collect();
+            found.lists(&format!("{what}: votes of the centres"), &sorted(&ours), &sorted(&golden.centers.get(row)));
+            found.selections += 1;
+        }
+        Ok(first)
     }
 
     /// Everything computed anew for each generated token, as a model without cache does.
@@ -223,19 +252,13 @@ impl Runner<'_> {
     }
 }
 
-/// Logits of a prompt's tokens, step by step.
+/// Logits of all tokens of a prompt.
 #[derive(Default)]
-struct Prompt {
-    logits: Vec<f32>,
-}
+struct PromptLogits(Vec<f32>);
 
-impl Prompt {
-    fn push(&mut self, _step: &Step, logits: Vec<f32>) {
-        self.logits.extend(logits);
-    }
-
+impl PromptLogits {
     fn row(&self, position: usize, vocab: usize) -> anyhow::Result<&[f32]> {
-        self.logits.get(position * vocab..(position + 1) * vocab).with_context(|| format!("no logits at {position}"))
+        self.0.get(position * vocab..(position + 1) * vocab).with_context(|| format!("no logits at {position}"))
     }
 }
 
@@ -245,46 +268,6 @@ fn check_greedy(what: &str, logits: &[f32], id: u32, want: &[f32], found: &mut F
     if best as u32 != id && logits[best] - logits[id as usize] > TIE {
         found.failures.push(format!("{what}: token {best} instead of {id}"));
     }
-}
-
-/// The first token of the first step that selects; under `loose` ties its votes in layer 0 are compared, which no earlier
-/// choice has touched.
-fn context_trace_start(
-    context: &mut Context,
-    steps: &[Step],
-    found: &mut Findings,
-    case: &Case,
-    loose: bool,
-) -> anyhow::Result<usize> {
-    if !loose {
-        return Ok(usize::MAX);
-    }
-    let trace = context.trace(true);
-    let first = trace.iter().find(|t| !t.selections.is_empty()).map_or(usize::MAX, |t| t.tokens.start);
-    let free: Vec<LayerTrace> = trace.into_iter().filter(|t| t.layer == 0 && !t.selections.is_empty()).collect();
-    let rows = Rows::read(case, "candidates")?;
-    let (_, counts) = case.indices("candidate_counts")?;
-    let (_, centers) = case.indices("centers")?;
-    let global = case.param("global_size")?.as_u64().unwrap_or(0) as usize;
-    let center_rows = Rows::read(case, "centers")?;
-    for t in &free {
-        let step = steps.iter().position(|s| s.tokens == t.tokens).context("a traced step is scheduled")?;
-        let (what, ours) = (format!("step {step}, layer 0"), &t.selections[0]);
-        let range = rows.of(step, 0).with_context(|| format!("{what}: no candidates recorded"))?;
-        let candidates: Vec<usize> = ours.candidates.iter().map(|c| *c as usize - global).collect();
-        let votes: Vec<usize> = ours.votes.iter().map(|v| *v as usize).collect();
-        found.lists(&format!("{what}: candidates"), &candidates, &rows.values[range.clone()]);
-        found.lists(&format!("{what}: votes"), &votes, &counts[range]);
-        let of = |center: usize| candidates.iter().position(|c| *c == center).map_or(0, |i| votes[i]);
-        let range = center_rows.of(step, 0).with_context(|| format!("{what}: no centres recorded"))?;
-        let mut want: Vec<usize> = centers[range].iter().map(|c| of(*c)).collect();
-        let mut got: Vec<usize> = ours.centres.iter().map(|c| of(*c as usize - global)).collect();
-        want.sort_unstable();
-        got.sort_unstable();
-        found.lists(&format!("{what}: votes of the centres"), &got, &want);
-        found.selections += 1;
-    }
-    Ok(first)
 }
 
 /// Kind, start and end of every forward call, and whether it selected.
@@ -307,63 +290,90 @@ fn compare_steps(case: &Case, steps: &[Step], trace: &[LayerTrace], found: &mut 
     Ok(())
 }
 
-/// Candidates, their votes, centres and selected positions of every step and layer.
-fn compare_selections(case: &Case, steps: &[Step], trace: &[LayerTrace], found: &mut Findings) -> anyhow::Result<()> {
+/// Votes, centres and selected positions of every step and layer.
+fn compare_selections(
+    case: &Case,
+    steps: &[Step],
+    trace: &[LayerTrace],
+    ties: &[Vec<NearTie>],
+    found: &mut Findings,
+) -> anyhow::Result<()> {
     if !case.has("selected_index") {
         return Ok(());
     }
-    let global = case.param("global_size")?.as_u64().unwrap_or(0) as usize;
-    let (_, counts) = case.indices("candidate_counts")?;
-    let [selected, centers, candidates] =
-        [("selected", "selected_positions"), ("centers", "centers"), ("candidates", "candidates")]
-            .map(|(index, values)| Rows::read_as(case, index, values));
-    let (selected, centers, candidates) = (selected?, centers?, candidates?);
-    let mut seen = 0;
-    for t in trace.iter().filter(|t| !t.selections.is_empty()) {
-        let step = steps.iter().position(|s| s.tokens == t.tokens).context("a traced step is scheduled")?;
-        let (ours, what) = (&t.selections[0], format!("step {step}, layer {}", t.layer));
-        let relative = |tokens: &[u32]| tokens.iter().map(|t| *t as usize - global).collect::<Vec<_>>();
-        let absolute: Vec<usize> = ours.tokens.iter().map(|t| *t as usize).collect();
-        let votes: Vec<usize> = ours.votes.iter().map(|v| *v as usize).collect();
-        let range = candidates.of(step, t.layer).with_context(|| format!("{what}: nothing was recorded"))?;
-        found.lists(&format!("{what}: candidates"), &relative(&ours.candidates), &candidates.values[range.clone()]);
-        found.lists(&format!("{what}: votes"), &votes, &counts[range]);
-        for (name, rows, got) in
-            [("centres", &centers, relative(&ours.centres)), ("selected positions", &selected, absolute)]
-        {
-            let range = rows.of(step, t.layer).with_context(|| format!("{what}: no {name} recorded"))?;
-            found.lists(&format!("{what}: {name}"), &got, &rows.values[range]);
-        }
-        seen += 1;
+    let golden = Golden::read(case)?;
+    let selecting: Vec<&LayerTrace> = trace.iter().filter(|t| !t.selections.is_empty()).collect();
+    ensure!(selecting.len() == ties.len(), "{} selections, {} searches", selecting.len(), ties.len());
+    for (t, ties) in selecting.iter().zip(ties) {
+        let (what, row) = golden.row(t, steps)?;
+        let ours = &t.selections[0];
+        let as_usize = |tokens: &[u32]| tokens.iter().map(|t| *t as usize).collect::<Vec<_>>();
+        found.votes(&format!("{what}: votes"), &votes(ours), &golden.votes(row), ties);
+        found.lists(&format!("{what}: centres"), &as_usize(&ours.centres), &golden.centers.get(row));
+        found.lists(&format!("{what}: selected"), &as_usize(&ours.tokens), &golden.selected.get(row));
     }
-    if seen != selected.index.len() {
-        found.failures.push(format!("{seen} selections instead of {}", selected.index.len()));
+    if selecting.len() != golden.selected.index.len() {
+        found.failures.push(format!("{} selections instead of {}", selecting.len(), golden.selected.index.len()));
     }
-    found.selections += seen;
+    found.selections += selecting.len();
     Ok(())
 }
 
-/// Ragged rows: (step, layer) and where the row lies in the flat values.
+fn votes(selection: &Selection) -> Votes {
+    selection.candidates.iter().map(|c| *c as usize).zip(selection.votes.iter().map(|v| i64::from(*v))).collect()
+}
+
+/// What the published code selected, as token indices.
+struct Golden {
+    candidates: Rows,
+    counts: Rows,
+    centers: Rows,
+    selected: Rows,
+}
+
+impl Golden {
+    fn read(case: &Case) -> anyhow::Result<Self> {
+        // Candidates and centres are recorded relative to the middle, selected positions are not.
+        let global = case.param("global_size")?.as_u64().context("global_size is a number")? as usize;
+        Ok(Self {
+            candidates: Rows::read(case, "candidates_index", "candidates", global)?,
+            counts: Rows::read(case, "candidates_index", "candidate_counts", 0)?,
+            centers: Rows::read(case, "centers_index", "centers", global)?,
+            selected: Rows::read(case, "selected_index", "selected_positions", 0)?,
+        })
+    }
+
+    /// The name and the (step, layer) of a traced selection.
+    fn row(&self, t: &LayerTrace, steps: &[Step]) -> anyhow::Result<(String, (usize, usize))> {
+        let step = steps.iter().position(|s| s.tokens == t.tokens).context("a traced step is scheduled")?;
+        Ok((format!("step {step}, layer {}", t.layer), (step, t.layer)))
+    }
+
+    fn votes(&self, row: (usize, usize)) -> Votes {
+        let counts = self.counts.get(row).into_iter().map(|c| c as i64);
+        self.candidates.get(row).into_iter().zip(counts).collect()
+    }
+}
+
+/// Ragged rows: (step, layer, offset, length) into flat values.
 struct Rows {
     index: Vec<[usize; 4]>,
     values: Vec<usize>,
 }
 
 impl Rows {
-    fn read(case: &Case, name: &str) -> anyhow::Result<Self> {
-        Self::read_as(case, name, name)
-    }
-
-    fn read_as(case: &Case, index: &str, values: &str) -> anyhow::Result<Self> {
-        let (shape, index) = case.indices(&format!("{index}_index"))?;
-        ensure!(shape.len() == 2 && shape[1] == 4, "an index of {values} is {shape:?}");
-        let (_, values) = case.indices(values)?;
+    fn read(case: &Case, index: &str, values: &str, offset: usize) -> anyhow::Result<Self> {
+        let (shape, index) = case.indices(index)?;
+        ensure!(shape.len() == 2 && shape[1] == 4, "the index of {values} is {shape:?}");
+        let values: Vec<usize> = case.indices(values)?.1.into_iter().map(|v| v + offset).collect();
         let index: Vec<[usize; 4]> = index.chunks_exact(4).map(|r| [r[0], r[1], r[2], r[3]]).collect();
         ensure!(index.iter().all(|r| r[2] + r[3] <= values.len()), "a row lies outside its values");
         Ok(Self { index, values })
     }
 
-    fn of(&self, step: usize, layer: usize) -> Option<std::ops::Range<usize>> {
-        self.index.iter().find(|r| r[0] == step && r[1] == layer).map(|r| r[2]..r[2] + r[3])
+    /// One row; nothing if it was not recorded.
+    fn get(&self, (step, layer): (usize, usize)) -> Vec<usize> {
+        let row = self.index.iter().find(|r| r[0] == step && r[1] == layer);
+        row.map_or(Vec::new(), |r| self.values[r[2]..r[2] + r[3]].to_vec())
     }
 }
