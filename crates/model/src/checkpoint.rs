@@ -1,14 +1,22 @@
 //! A model on disk or in memory: open it, plan its memory, load it.
 
 use crate::weights::{self, Layout, SafeTensors, Source, WeightPlan, Weights};
-use crate::{Config, ModelError};
-use std::path::Path;
+use crate::{ChatTemplate, Config, ModelError, Tokenizer};
+use std::path::{Path, PathBuf};
 
 /// An opened model: configuration and headers are read and checked, weights are not.
 #[derive(Debug)]
 pub struct Checkpoint {
     config: Config,
     store: SafeTensors,
+    texts: Texts,
+}
+
+/// Where tokenizer and chat template are.
+#[derive(Debug)]
+enum Texts {
+    Dir(PathBuf),
+    Bundle(Bundle),
 }
 
 /// A model whose files are in memory, for instance compiled into the program with `include_bytes!`.
@@ -48,7 +56,11 @@ impl Checkpoint {
             let reason = "it is no folder with config.json and safetensors".into();
             return Err(ModelError::NoModel { path: path.into(), reason });
         }
-        Ok(Self { config: Config::from_dir(path)?, store: SafeTensors::open(path)? })
+        Ok(Self {
+            config: Config::from_dir(path)?,
+            store: SafeTensors::open(path)?,
+            texts: Texts::Dir(path.into()),
+        })
     }
 
     /// Opens a model in memory.
@@ -62,7 +74,8 @@ impl Checkpoint {
             config = config.with_generation_config(text, &file("generation_config.json"))?;
         }
         let source = Source::memory(file("model.safetensors"), bundle.weights);
-        Ok(Self { config, store: SafeTensors::from_sources(Path::new(bundle.name), vec![source])? })
+        let store = SafeTensors::from_sources(Path::new(bundle.name), vec![source])?;
+        Ok(Self { config, store, texts: Texts::Bundle(*bundle) })
     }
 
     /// Its configuration.
@@ -89,6 +102,28 @@ impl Checkpoint {
     /// As [`Checkpoint::plan`], or when a file cannot be read.
     pub fn load(&self) -> Result<Weights, ModelError> {
         weights::load(&self.config, self.layout(), &self.store)
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// When it has none, or one that cannot be read.
+    pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
+        match &self.texts {
+            Texts::Dir(dir) => Tokenizer::from_dir(dir),
+            Texts::Bundle(b) => Tokenizer::from_json(b.tokenizer, b.tokenizer_config, b.name),
+        }
+    }
+
+    /// Its chat template, `None` for a model without one.
+    ///
+    /// # Errors
+    /// When it is not valid.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>, ModelError> {
+        match &self.texts {
+            Texts::Dir(dir) => ChatTemplate::from_dir(dir),
+            Texts::Bundle(b) => ChatTemplate::from_texts(b.tokenizer_config, None),
+        }
     }
 
     fn layout(&self) -> Layout {

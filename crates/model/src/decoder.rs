@@ -26,7 +26,13 @@ pub enum Logits {
     All,
     /// For those at these offsets from the step's first token.
     At(Vec<usize>),
+    /// Not the logits but what they say of the tokens that really follow: minus the natural logarithm of the
+    /// probability of `targets[i]` after the step's `i`-th token. `[targets.len()]`, at most one a token.
+    Loss(Vec<u32>),
 }
+
+/// Rows of logits held at once for [`Logits::Loss`].
+const LOSS_ROWS: usize = 32;
 
 /// Memory that a forward pass works in; kept between steps so that it is not allocated anew.
 #[derive(Debug, Default)]
@@ -77,7 +83,7 @@ impl Model {
         &self.weights
     }
 
-    /// Feeds `tokens` as the step `step` of `context` and returns the logits wanted, `[wanted, vocab_size]`.
+    /// Feeds `tokens` as the step `step` of `context` and returns the logits wanted, `[wanted, vocab_size]` (or losses).
     ///
     /// # Errors
     /// When the method refuses the step; the context then stands as before. Token ids must be below the vocabulary size.
@@ -136,6 +142,7 @@ impl Model {
             Logits::Last => vec![n - 1],
             Logits::All => (0..n).collect(),
             Logits::At(offsets) => offsets.clone(),
+            Logits::Loss(targets) => return Ok(self.losses(targets, scratch, backend)),
         };
         let wanted: Vec<f32> =
             rows.iter().flat_map(|&r| scratch.hidden[r * hidden..(r + 1) * hidden].iter().copied()).collect();
@@ -146,6 +153,27 @@ impl Model {
             self.weights.lm_head.forward(backend, normed, rows.len(), &mut logits);
         }
         Ok(logits)
+    }
+
+    /// Losses of `targets` after the first hidden states of a step, a few rows at a time: the logits of a whole step with
+    /// a large vocabulary would outweigh everything else.
+    fn losses(&self, targets: &[u32], s: &mut Scratch, backend: &dyn Backend) -> Vec<f32> {
+        let (hidden, vocab) = (self.config.hidden, self.weights.lm_head.rows());
+        let mut logits = vec![0.0; LOSS_ROWS.min(targets.len()) * vocab];
+        let mut losses = Vec::with_capacity(targets.len());
+        for (block, targets) in targets.chunks(LOSS_ROWS).enumerate() {
+            let states = &s.hidden[block * LOSS_ROWS * hidden..][..targets.len() * hidden];
+            let normed = &mut s.normed[..states.len()];
+            backend.rms_norm(states, &self.weights.norm, self.config.rms_eps, normed);
+            let logits = &mut logits[..targets.len() * vocab];
+            self.weights.lm_head.forward(backend, normed, targets.len(), logits);
+            for (row, &target) in logits.chunks_exact(vocab).zip(targets) {
+                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let sum: f64 = row.iter().map(|l| f64::from(l - max).exp()).sum();
+                losses.push((sum.ln() - f64::from(row[target as usize] - max)) as f32);
+            }
+        }
+        losses
     }
 
     /// `hidden += o(attend(q, k, v))` of the normed hidden states.
@@ -186,7 +214,14 @@ impl Model {
     }
 }
 
-fn project_and_add(w: &Linear, n: usize, x: &[f32], y: &mut [f32], hidden: &mut [f32], backend: &dyn Backend) {
+fn project_and_add(
+    w: &Linear,
+    n: usize,
+    x: &[f32],
+    y: &mut [f32],
+    hidden: &mut [f32],
+    backend: &dyn Backend,
+) {
     w.forward(backend, x, n, y);
     hidden.iter_mut().zip(y).for_each(|(h, y)| *h += *y);
 }

@@ -7,16 +7,23 @@
 
 mod checkpoint;
 mod config;
+mod decoder;
 mod error;
 mod family;
 mod linear;
 mod quant;
+pub mod synth;
+mod template;
+mod tokenizer;
 mod weights;
 
 pub use checkpoint::{Bundle, Checkpoint, load};
 pub use config::Config;
+pub use decoder::{Logits, Model, Observer, Scratch};
 pub use error::ModelError;
 pub use family::{Family, TensorNames};
 pub use linear::{Linear, Weight};
 pub use quant::QuantMatrix;
+pub use template::{ChatTemplate, Message};
+pub use tokenizer::{DecodeStream, Encoded, Tokenizer};
 pub use weights::{LayerWeights, SafeTensors, Source, WeightPlan, Weights};

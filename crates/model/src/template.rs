@@ -1,0 +1,140 @@
+//! Chat templates: the Jinja program with which a model's makers lay out a conversation.
+
+mod date;
+#[cfg(test)]
+mod tests;
+
+use crate::ModelError;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, context};
+use serde_json::Value;
+use std::path::Path;
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// What the user says.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self { role: "user".into(), content: content.into() }
+    }
+
+    /// What the model is told to be.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self { role: "system".into(), content: content.into() }
+    }
+
+    /// What the model said.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self { role: "assistant".into(), content: content.into() }
+    }
+}
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos_token: String,
+    eos_token: String,
+}
+
+const NAME: &str = "chat_template";
+/// Steps a template may take; published ones take some hundred a message.
+const FUEL: u64 = 10_000_000;
+
+impl ChatTemplate {
+    /// Compiles a template.
+    ///
+    /// # Errors
+    /// When it is not valid Jinja.
+    pub fn new(source: &str, bos_token: Option<&str>, eos_token: Option<&str>) -> Result<Self, ModelError> {
+        let mut environment = Environment::new();
+        // As transformers sets Jinja up.
+        let syntax =
+            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(template_error)?;
+        environment.set_syntax(syntax);
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_fuel(Some(FUEL));
+        environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", |format: String| date::strftime(&format, date::now()));
+        environment.add_template_owned(NAME, source.to_string()).map_err(template_error)?;
+        let text = |token: Option<&str>| token.unwrap_or_default().to_string();
+        Ok(Self { environment, bos_token: text(bos_token), eos_token: text(eos_token) })
+    }
+
+    /// The template of a model folder: `chat_template.jinja`, or `chat_template` in tokenizer_config.json, which is a
+    /// text or a list of named ones (`default` is taken). `None` when there is none.
+    ///
+    /// # Errors
+    /// When a file cannot be read or the template is not valid.
+    pub fn from_dir(dir: &Path) -> Result<Option<Self>, ModelError> {
+        let read = |name: &str| match std::fs::read_to_string(dir.join(name)) {
+            Ok(text) => Ok(Some(text)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(ModelError::io(&dir.join(name))(e)),
+        };
+        Self::from_texts(read("tokenizer_config.json")?.as_deref(), read("chat_template.jinja")?.as_deref())
+    }
+
+    /// As [`ChatTemplate::from_dir`], from the texts of tokenizer_config.json and chat_template.jinja.
+    ///
+    /// # Errors
+    /// When a text is not valid.
+    pub fn from_texts(config: Option<&str>, jinja: Option<&str>) -> Result<Option<Self>, ModelError> {
+        let config: Value = match config.map(serde_json::from_str).transpose() {
+            Ok(config) => config.unwrap_or_default(),
+            Err(e) => return Err(ModelError::Template { reason: format!("tokenizer_config.json: {e}") }),
+        };
+        let token = |key: &str| {
+            let token = config.get(key)?;
+            token.as_str().or_else(|| token.get("content")?.as_str())
+        };
+        let Some(source) = jinja.or_else(|| default_template(config.get("chat_template")?)) else {
+            return Ok(None);
+        };
+        Self::new(source, token("bos_token"), token("eos_token")).map(Some)
+    }
+
+    /// Lays out `messages`; with `add_generation_prompt`, up to where the model begins to answer. Special tokens are
+    /// spelled out in the text, the begin token too if the template has it.
+    ///
+    /// # Errors
+    /// When the template refuses the messages or fails.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ModelError> {
+        let template = self.environment.get_template(NAME).map_err(template_error)?;
+        let (bos_token, eos_token) = (&self.bos_token, &self.eos_token);
+        let message = |m: &Message| context! { role => m.role.as_str(), content => m.content.as_str() };
+        let messages: Vec<_> = messages.iter().map(message).collect();
+        let values = context! { messages, add_generation_prompt, bos_token, eos_token };
+        template.render(values).map_err(template_error)
+    }
+}
+
+/// A template, or the one named `default` (or else the first) of a list.
+fn default_template(value: &Value) -> Option<&str> {
+    if let Some(text) = value.as_str() {
+        return Some(text);
+    }
+    let list = value.as_array()?;
+    let named = |name: &str| list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some(name));
+    named("default").or(list.first())?.get("template")?.as_str()
+}
+
+fn template_error(e: Error) -> ModelError {
+    let line = e.line().map(|l| format!(" (line {l})")).unwrap_or_default();
+    let reason = match (e.kind(), e.detail()) {
+        (ErrorKind::InvalidOperation, Some(detail)) => format!("it refuses the messages: {detail}"),
+        (kind, Some(detail)) => format!("{kind}: {detail}"),
+        (kind, None) => kind.to_string(),
+    };
+    ModelError::Template { reason: format!("{reason}{line}") }
+}
