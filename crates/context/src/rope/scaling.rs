@@ -1,4 +1,5 @@
 use std::f64::consts::PI;
+use std::sync::Arc;
 
 /// Rotary embedding of a model: base, rotated dimensions, trained window and scaling.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +58,8 @@ pub enum RopeScaling {
         /// Window before stretching.
         original_window: usize,
     },
+    /// Every frequency divided by its own number, `[dim / 2]`: Llama 3.1's scaling as GGUF files store it.
+    Divisors(Arc<[f32]>),
 }
 
 /// A rotary configuration that makes no sense.
@@ -120,6 +123,10 @@ impl RopeConfig {
                 check("high_freq_factor", high, high > low, "above low_freq_factor")?;
                 check("original window", original_window as f64, original_window > 0, "at least 1")
             }
+            RopeScaling::Divisors(ref divisors) => {
+                check("divisors", divisors.len() as f64, divisors.len() == self.dim / 2, "one a frequency")?;
+                divisors.iter().try_for_each(|&d| check("divisor", d.into(), d > 0.0, "above 0"))
+            }
         }
     }
 
@@ -171,6 +178,10 @@ impl RopeConfig {
                         (1.0 - smooth) * f / factor + smooth * f
                     }
                 });
+                (narrow(&mut frequencies), 1.0)
+            }
+            RopeScaling::Divisors(ref divisors) => {
+                let mut frequencies = plain(self.theta).zip(divisors.iter()).map(|(f, &d)| f / f64::from(d));
                 (narrow(&mut frequencies), 1.0)
             }
         }
