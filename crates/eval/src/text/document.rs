@@ -108,7 +108,7 @@ impl DocumentPlan {
     /// Builds the text. `count` gives the tokens of a text; whether it counts a begin token does not matter.
     ///
     /// A sentence is counted once, in the place it will have (after a full stop), and the counts are added up: exact
-    /// for tokenizers that do not merge across a space, which are all in use. The length reaches the one asked for and
+    /// for tokenizers that do not merge across the space after a full stop, as all common ones are. The length reaches the one asked for and
     /// exceeds it by less than a sentence.
     ///
     /// # Errors
