@@ -1,62 +1,123 @@
 //! The fast CPU backend: SIMD paths chosen at run time, on a persistent thread pool.
 
-use crate::{Backend, KvView, Matrix, Queries, Reference, Segment, TopK, TopKRequest};
+mod attend;
+mod attend_piece;
+mod elementwise;
+mod keys;
+mod linear;
+mod path;
+mod pool;
+mod simd;
+mod top_k;
+
+pub use path::Path;
+
+use crate::{Backend, KvView, Matrix, Queries, Segment, TopK, TopKRequest};
+use pool::Pool;
+
+/// The environment variable that forces a path by its name.
+const PATH_VARIABLE: &str = "REATTENTION_CPU_PATH";
 
 /// The fast CPU backend.
+///
+/// Keys and values in f32, and weights in f32 or f16, are computed with in f32 throughout. bf16 keys, values and (with
+/// more than a few rows) weights are multiplied in bf16 on the path that has an instruction for it, queries and
+/// activations being rounded to bf16; sums are always f32.
 #[derive(Debug)]
 pub struct Cpu {
-    pool: rayon::ThreadPool,
+    pool: Pool,
+    path: Path,
 }
 
-/// The thread pool could not be started.
-#[derive(Debug)]
-pub struct CpuError(String);
-
-impl std::fmt::Display for CpuError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
+/// The backend could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CpuError {
+    /// The name of a path is none of the known ones.
+    #[error("unknown CPU path {name:?}: known are avx512-bf16, avx2, neon and portable")]
+    UnknownPath {
+        /// The name given.
+        name: String,
+    },
+    /// This machine lacks the instructions of the path.
+    #[error("this machine cannot run CPU path {path}: use {best}, or leave {PATH_VARIABLE} unset")]
+    Unavailable {
+        /// The path asked for.
+        path: Path,
+        /// The fastest path this machine can run.
+        best: Path,
+    },
+    /// The threads could not be started.
+    #[error("cannot start {threads} threads: try fewer")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// What the system said.
+        source: rayon::ThreadPoolBuildError,
+    },
 }
-
-impl std::error::Error for CpuError {}
 
 impl Cpu {
-    /// A backend on `threads` threads of its own, with the best path this machine has.
+    /// A backend on `threads` threads of its own (at least one), with the fastest path this machine has, or with the
+    /// one the environment variable `REATTENTION_CPU_PATH` names.
     ///
     /// # Errors
-    /// When the threads cannot be started.
+    /// When the threads cannot be started, or the variable names no path this machine can run.
     pub fn new(threads: usize) -> Result<Self, CpuError> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.max(1))
-            .thread_name(|i| format!("reattention-{i}"))
-            .build()
-            .map_err(|e| CpuError(e.to_string()))?;
-        Ok(Self { pool })
+        let path = match std::env::var(PATH_VARIABLE) {
+            Ok(name) if !name.is_empty() => name.parse()?,
+            _ => Path::best(),
+        };
+        Self::with_path(threads, path)
+    }
+
+    /// A backend on `threads` threads of its own (at least one), with this path.
+    ///
+    /// # Errors
+    /// When the threads cannot be started, or this machine cannot run the path.
+    pub fn with_path(threads: usize, path: Path) -> Result<Self, CpuError> {
+        if !path.is_available() {
+            return Err(CpuError::Unavailable { path, best: Path::best() });
+        }
+        Ok(Self { pool: Pool::new(threads)?, path })
+    }
+
+    /// The path this backend computes with.
+    pub fn path(&self) -> Path {
+        self.path
     }
 }
 
 impl Backend for Cpu {
     fn name(&self) -> String {
-        format!("cpu ({} threads)", self.threads())
+        let threads = self.threads();
+        format!("cpu ({}, {threads} thread{})", self.path, if threads == 1 { "" } else { "s" })
     }
+
     fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.pool.threads()
     }
+
     fn install(&self, f: &mut (dyn FnMut() + Send)) {
         self.pool.install(f)
     }
+
     fn linear(&self, x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
-        Reference.linear(x, rows, w, bias, y)
+        linear::linear(&self.pool, self.path, x, rows, w, bias, y)
     }
+
     fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-        Reference.rms_norm(x, weight, eps, y)
+        elementwise::rms_norm(&self.pool, self.path, x, weight, eps, y)
     }
+
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
-        Reference.silu_mul(gate, up)
+        elementwise::silu_mul(&self.pool, self.path, gate, up)
     }
+
     fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {
-        Reference.top_k(q, kv, request)
+        top_k::top_k(&self.pool, self.path, q, kv, request)
     }
+
     fn attend(
         &self,
         q: &Queries,
@@ -66,6 +127,6 @@ impl Backend for Cpu {
         out: &mut [f32],
         lse: Option<&mut [f32]>,
     ) {
-        Reference.attend(q, kv, views, scale, out, lse)
+        attend::attend(&self.pool, self.path, q, kv, views, scale, out, lse)
     }
 }

@@ -1,0 +1,363 @@
+//! One piece of attention: the rows of a block of queries and one KV head against some runs of keys.
+
+use super::attend::{Run, visible};
+use super::keys::Store;
+use super::simd::{Kernel, Load, MAX_ROWS, Operand, Simd, next_rows, tile, with_rows};
+use crate::{Queries, RopeTable, Segment};
+use half::bf16;
+use std::ops::Range;
+
+/// Keys of a tile, a multiple of every path's register tile. Keys and values of 64 dimensions take 32 KiB then.
+const TILE: usize = 128;
+
+/// Running softmax of some rows.
+#[derive(Default)]
+pub(crate) struct State {
+    dim: usize,
+    stride: usize,
+    /// `[rows, stride]`, not yet divided by the sum.
+    out: Vec<f32>,
+    /// Largest logit of each row, base two.
+    pub(crate) max: Vec<f32>,
+    /// Sum of the weights of each row, relative to the largest.
+    pub(crate) sum: Vec<f32>,
+}
+
+impl State {
+    pub(crate) fn reset(&mut self, rows: usize, dim: usize) {
+        // Sixteen is a multiple of every path's lanes.
+        (self.dim, self.stride) = (dim, dim.next_multiple_of(16));
+        self.out.clear();
+        self.out.resize(rows * self.stride, 0.0);
+        self.max.clear();
+        self.max.resize(rows, f32::NEG_INFINITY);
+        self.sum.clear();
+        self.sum.resize(rows, 0.0);
+    }
+
+    /// Adds what another piece found for the same rows.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for row in 0..self.max.len() {
+            let max = self.max[row].max(other.max[row]);
+            if max == f32::NEG_INFINITY {
+                continue;
+            }
+            let (a, b) = ((self.max[row] - max).exp2(), (other.max[row] - max).exp2());
+            let range = row * self.stride..row * self.stride + self.dim;
+            for (x, y) in self.out[range.clone()].iter_mut().zip(&other.out[range]) {
+                *x = *x * a + y * b;
+            }
+            self.max[row] = max;
+            self.sum[row] = self.sum[row] * a + other.sum[row] * b;
+        }
+    }
+
+    /// Writes the normalised output of `row`; zeros if it saw no key.
+    pub(crate) fn finish(&self, row: usize, out: &mut [f32]) {
+        let sum = self.sum[row];
+        let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+        for (o, x) in out.iter_mut().zip(&self.out[row * self.stride..]) {
+            *o = x * factor;
+        }
+    }
+}
+
+/// Buffers of one thread, kept from piece to piece. None grows with the number of keys.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub(crate) state: State,
+    /// Rotated queries, `[rows, units]`.
+    queries: Vec<u32>,
+    /// Rotated keys, `[TILE, units]`, and the same transposed, `[units, TILE]`.
+    rotated: Vec<u32>,
+    keys: Vec<u32>,
+    /// Values by units of keys, `[TILE / PER_UNIT, stride]`.
+    values: Vec<u32>,
+    /// Logits and weights of one register tile of rows, `[MAX_ROWS, TILE]`.
+    logits: Vec<f32>,
+    weights: Vec<u32>,
+    /// Factors on the outputs so far.
+    shrink: [f32; MAX_ROWS],
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// Ranks of the run each query token sees.
+    seen: Vec<Range<usize>>,
+}
+
+/// The work of one piece.
+pub(crate) struct Piece<'a, M, E: bytemuck::Pod> {
+    pub(crate) q: &'a Queries<'a>,
+    pub(crate) store: Store<'a, E>,
+    pub(crate) scale: f32,
+    pub(crate) group: usize,
+    pub(crate) kv_head: usize,
+    pub(crate) tokens: Range<usize>,
+    pub(crate) runs: &'a [Run<'a>],
+    pub(crate) state: &'a mut State,
+    pub(crate) scratch: &'a mut Scratch,
+    #[allow(dead_code, reason = "names the operand type")]
+    pub(crate) operand: M,
+}
+
+impl<M: Operand, E: Load> Kernel for Piece<'_, M, E> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(mut self) {
+        let dim = self.q.head_dim;
+        let (units, stride, rows) = (dim / M::PER_UNIT, self.state.stride, self.tokens.len() * self.group);
+        let s = &mut *self.scratch;
+        s.queries.resize(rows * units, 0);
+        s.rotated.resize(TILE * units, 0);
+        s.keys.resize(TILE * units, 0);
+        s.values.resize(TILE / M::PER_UNIT * stride, 0);
+        s.logits.resize(MAX_ROWS * TILE, 0.0);
+        s.weights.resize(MAX_ROWS * TILE / M::PER_UNIT, 0);
+        s.cos.resize(dim / 2, 0.0);
+        s.sin.resize(dim / 2, 0.0);
+        for run in self.runs {
+            let Run { segment, ranks } = run;
+            // SAFETY: the buffers were sized above; the path's contract holds.
+            unsafe {
+                self.load_queries::<S>(segment);
+                let (keys, band, first) = (&segment.keys, segment.band, self.q.first);
+                self.scratch.seen.clear();
+                self.scratch.seen.extend(self.tokens.clone().map(|t| visible(keys, band, first + t)));
+                for start in ranks.clone().step_by(TILE) {
+                    let n = TILE.min(ranks.end - start);
+                    self.load_keys::<S>(segment, start, n);
+                    self.load_values::<S>(segment, start, n);
+                    let mut row = 0;
+                    while row < rows {
+                        let count = next_rows(rows - row);
+                        self.rows::<S>(row, count, start, n);
+                        row += count;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<M: Operand, E: Load> Piece<'_, M, E> {
+    /// Rotates the queries to where they stand towards `segment`, and scales them.
+    #[inline(always)]
+    unsafe fn load_queries<S: Simd>(&mut self, segment: &Segment) {
+        let dim = self.q.head_dim;
+        let (units, s) = (dim / M::PER_UNIT, &mut *self.scratch);
+        for (i, token) in self.tokens.clone().enumerate() {
+            let position = segment.query_position.at(self.q.first + token, token);
+            // SAFETY: row `i · group + g` of the queries has `units` units.
+            unsafe {
+                cos_sin::<S>(&segment.query_rope, position, &mut s.cos, &mut s.sin);
+                s.cos.iter_mut().chain(&mut s.sin).for_each(|x| *x *= self.scale);
+                for g in 0..self.group {
+                    let row = self.q.row(token, self.kv_head * self.group + g);
+                    let out = s.queries.as_mut_ptr().add((i * self.group + g) * units);
+                    rotate::<S, M, f32>(row.as_ptr(), &s.cos, &s.sin, out);
+                }
+            }
+        }
+    }
+
+    /// Gathers, rotates and transposes the `n` keys of `segment` from rank `start` on.
+    #[inline(always)]
+    unsafe fn load_keys<S: Simd>(&mut self, segment: &Segment, start: usize, n: usize) {
+        let (units, s) = (self.q.head_dim / M::PER_UNIT, &mut *self.scratch);
+        // SAFETY: both buffers hold TILE rows of units.
+        unsafe {
+            for i in 0..n {
+                let (rank, token) = (start + i, segment.keys.token(start + i));
+                cos_sin::<S>(&segment.key_rope, segment.key_position.at(token, rank), &mut s.cos, &mut s.sin);
+                let row = self.store.row(self.store.keys, self.kv_head, token);
+                rotate::<S, M, E>(row, &s.cos, &s.sin, s.rotated.as_mut_ptr().add(i * units));
+            }
+            S::transpose(s.rotated.as_ptr(), units, n, units, s.keys.as_mut_ptr(), TILE);
+        }
+    }
+
+    /// Gathers the `n` values of `segment` from rank `start` on, with zeros after them.
+    #[inline(always)]
+    unsafe fn load_values<S: Simd>(&mut self, segment: &Segment, start: usize, n: usize) {
+        let (dim, stride, s) = (self.q.head_dim, self.state.stride, &mut *self.scratch);
+        let row = |i: usize| self.store.row(self.store.values, self.kv_head, segment.keys.token(start + i));
+        // SAFETY: the buffer holds `TILE / PER_UNIT` rows of `stride` units, and a value `dim` elements.
+        unsafe {
+            if M::PER_UNIT == 2 {
+                for i in (0..n).step_by(2) {
+                    let out = s.values.as_mut_ptr().add(i / 2 * stride);
+                    // Pair operands come with bf16 elements only. An odd last key is paired with itself and then
+                    // weighted with zero, as every column past the last key is.
+                    let (a, b) = (row(i), row((i + 1).min(n - 1)));
+                    S::interleave(a.cast::<bf16>(), b.cast::<bf16>(), dim, out);
+                }
+            } else {
+                for i in 0..n {
+                    let (value, out) = (row(i), s.values.as_mut_ptr().add(i * stride).cast::<f32>());
+                    let whole = dim - dim % S::LANES;
+                    for d in (0..whole).step_by(S::LANES) {
+                        S::store(out.add(d), E::load::<S>(value.add(d)));
+                    }
+                    for d in whole..dim {
+                        *out.add(d) = (*value.add(d)).widen();
+                    }
+                }
+            }
+        }
+        // Nothing left over from another tile may meet a weight of zero: it could be infinite.
+        s.values[n.div_ceil(M::PER_UNIT) * stride..].fill(0);
+    }
+
+    /// Attends with rows `row..row + count` to the tile of `n` keys whose first rank is `start`.
+    #[inline(always)]
+    unsafe fn rows<S: Simd>(&mut self, row: usize, count: usize, start: usize, n: usize) {
+        let width = S::COLS * S::LANES;
+        // Both ends of what is seen move forward with the token.
+        let (first, last) = (self.seen(row, start, n), self.seen(row + count - 1, start, n));
+        let (from, to) = (first.start / width * width, last.end.next_multiple_of(width));
+        if first.start.max(from) >= last.end {
+            return;
+        }
+        // SAFETY: `from` and `to` are multiples of the register tile within TILE; the path's contract holds.
+        unsafe {
+            for column in (from..to).step_by(width) {
+                with_rows!(count, R => if S::COLS == 4 {
+                    self.logits::<S, R, 4>(row, column)
+                } else {
+                    self.logits::<S, R, 2>(row, column)
+                });
+            }
+            for r in 0..count {
+                let seen = self.seen(row + r, start, n);
+                let logits = self.scratch.logits.as_mut_ptr().add(r * TILE);
+                for column in (from..seen.start.max(from)).chain(seen.end.max(from)..to) {
+                    *logits.add(column) = f32::NEG_INFINITY;
+                }
+                self.softmax::<S>(row + r, r, from, to);
+            }
+            let vectors = self.q.head_dim.div_ceil(S::LANES);
+            let mut v = 0;
+            while v < vectors {
+                let left = vectors - v;
+                if S::COLS == 4 && left >= 4 {
+                    with_rows!(count, R => self.weigh::<S, R, 4>(row, from, to, v));
+                    v += 4;
+                } else if left >= 2 {
+                    with_rows!(count, R => self.weigh::<S, R, 2>(row, from, to, v));
+                    v += 2;
+                } else {
+                    with_rows!(count, R => self.weigh::<S, R, 1>(row, from, to, v));
+                    v += 1;
+                }
+            }
+        }
+    }
+
+    /// Columns that row `row` sees of the tile of `n` keys whose first rank is `start`.
+    #[inline(always)]
+    fn seen(&self, row: usize, start: usize, n: usize) -> Range<usize> {
+        let ranks = &self.scratch.seen[row / self.group];
+        ranks.start.clamp(start, start + n) - start..ranks.end.clamp(start, start + n) - start
+    }
+
+    /// Logits of R rows and the C vectors of keys from `column` on.
+    #[inline(always)]
+    unsafe fn logits<S: Simd, const R: usize, const C: usize>(&mut self, row: usize, column: usize) {
+        let (units, s) = (self.q.head_dim / M::PER_UNIT, &mut *self.scratch);
+        // SAFETY: the buffers hold these rows and columns.
+        unsafe {
+            let (a, b) = (s.queries.as_ptr().add(row * units), s.keys.as_ptr().add(column));
+            let acc = tile::<S, M, R, C>([[S::splat(0.0); C]; R], a, units, b, TILE, units);
+            for r in 0..R {
+                for c in 0..C {
+                    S::store(s.logits.as_mut_ptr().add(r * TILE + column + c * S::LANES), acc[r][c]);
+                }
+            }
+        }
+    }
+
+    /// Turns logits `from..to` of row `r` of the register tile into weights, relative to the row's new maximum.
+    #[inline(always)]
+    unsafe fn softmax<S: Simd>(&mut self, row: usize, r: usize, from: usize, to: usize) {
+        let s = &mut *self.scratch;
+        let (old, sum) = (self.state.max[row], self.state.sum[row]);
+        // SAFETY: row `r` of logits and weights has TILE columns.
+        unsafe {
+            let logits = s.logits.as_ptr().add(r * TILE);
+            let weights = s.weights.as_mut_ptr().add(r * TILE / M::PER_UNIT);
+            let mut largest = S::splat(old);
+            for i in (from..to).step_by(S::LANES) {
+                largest = S::max(S::load(logits.add(i)), largest);
+            }
+            let new = S::max_lane(largest);
+            // A row that has seen nothing takes no part; any finite stand-in makes all its weights zero.
+            let base = S::splat(if new == f32::NEG_INFINITY { 0.0 } else { new });
+            let mut total = S::splat(0.0);
+            for i in (from..to).step_by(S::LANES) {
+                let weight = S::exp2(S::sub(S::load(logits.add(i)), base));
+                total = S::add(total, weight);
+                M::put::<S>(weights, i, weight);
+            }
+            let shrink = if new == old { 1.0 } else { S::max_lane(S::exp2(S::sub(S::splat(old), base))) };
+            s.shrink[r] = shrink;
+            self.state.max[row] = new;
+            self.state.sum[row] = sum * shrink + S::sum(total);
+        }
+    }
+
+    /// Adds the weighted values of columns `from..to` to C vectors of the outputs of R rows.
+    #[inline(always)]
+    unsafe fn weigh<S: Simd, const R: usize, const C: usize>(
+        &mut self,
+        row: usize,
+        from: usize,
+        to: usize,
+        v: usize,
+    ) {
+        let (stride, s) = (self.state.stride, &mut *self.scratch);
+        // SAFETY: outputs are padded to whole vectors, and so are the rows of values.
+        unsafe {
+            let out = self.state.out.as_mut_ptr().add(row * stride + v * S::LANES);
+            let mut acc = [[S::splat(0.0); C]; R];
+            for r in 0..R {
+                for c in 0..C {
+                    acc[r][c] = S::mul(S::load(out.add(r * stride + c * S::LANES)), S::splat(s.shrink[r]));
+                }
+            }
+            let a = s.weights.as_ptr().add(from / M::PER_UNIT);
+            let b = s.values.as_ptr().add(from / M::PER_UNIT * stride + v * S::LANES);
+            let acc = tile::<S, M, R, C>(acc, a, TILE / M::PER_UNIT, b, stride, (to - from) / M::PER_UNIT);
+            for r in 0..R {
+                for c in 0..C {
+                    S::store(out.add(r * stride + c * S::LANES), acc[r][c]);
+                }
+            }
+        }
+    }
+}
+
+/// Cosines and sines of a position.
+#[inline(always)]
+unsafe fn cos_sin<S: Simd>(rope: &RopeTable, position: i64, cos: &mut [f32], sin: &mut [f32]) {
+    rope.cos_sin(position, cos, sin);
+}
+
+/// Rotates `row: [2 · cos.len()]` and writes its units to `out`.
+#[inline(always)]
+unsafe fn rotate<S: Simd, M: Operand, E: Load>(row: *const E, cos: &[f32], sin: &[f32], out: *mut u32) {
+    let pairs = cos.len();
+    let whole = pairs - pairs % S::LANES;
+    // SAFETY: a row has `2 · pairs` elements, and so has `out`.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            let (a, b) = (E::load::<S>(row.add(i)), E::load::<S>(row.add(pairs + i)));
+            let (c, s) = (S::load(cos.as_ptr().add(i)), S::load(sin.as_ptr().add(i)));
+            let low = S::sub(S::mul(a, c), S::mul(b, s));
+            M::put::<S>(out, i, low);
+            M::put::<S>(out, pairs + i, S::mul_add(b, c, S::mul(a, s)));
+        }
+        for i in whole..pairs {
+            let (a, b, c, s) = ((*row.add(i)).widen(), (*row.add(pairs + i)).widen(), cos[i], sin[i]);
+            M::put_one(out, i, a * c - b * s);
+            M::put_one(out, pairs + i, b * c + a * s);
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! AVX-512 with BF16: sixteen lanes, thirty-two registers, dot products of bf16 pairs in one instruction.
+
+use super::{Kernel, Simd};
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+/// Whether this machine has what [`Avx512`] needs.
+pub(crate) fn available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("fma")
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const COLS: usize = 4;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    unsafe fn call<K: Kernel>(kernel: K) {
+        kernel.run::<Self>()
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        _mm512_set1_ps(x)
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        _mm512_loadu_ps(p)
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        _mm512_storeu_ps(p, v)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> __m512 {
+        let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> __m512 {
+        _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut bf16, v: __m512) {
+        // SAFETY: both types are 256 bits of bf16.
+        let packed: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(v));
+        _mm256_storeu_si256(p.cast(), packed);
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        _mm512_add_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        _mm512_sub_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        _mm512_mul_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        _mm512_div_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        _mm512_max_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn gt(a: __m512, b: __m512) -> u32 {
+        u32::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b))
+    }
+    #[inline(always)]
+    unsafe fn sum(v: __m512) -> f32 {
+        _mm512_reduce_add_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn max_lane(v: __m512) -> f32 {
+        _mm512_reduce_max_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn round(v: __m512) -> __m512 {
+        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v)
+    }
+    #[inline(always)]
+    unsafe fn scale_by_power(v: __m512, n: __m512) -> __m512 {
+        _mm512_scalef_ps(v, n)
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: both types are 512 bits.
+        _mm512_dpbf16_ps(
+            acc,
+            std::mem::transmute::<__m512, __m512bh>(a),
+            std::mem::transmute::<__m512, __m512bh>(b),
+        )
+    }
+
+    #[inline(always)]
+    unsafe fn load_cos_sin(p: *const (f32, f32)) -> (__m512, __m512) {
+        const _: () = assert!(size_of::<(f32, f32)>() == 8);
+        let p = p.cast::<f32>();
+        let (a, b) = (_mm512_loadu_ps(p), _mm512_loadu_ps(p.add(16)));
+        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        (_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(
+        src: *const u32,
+        stride: usize,
+        rows: usize,
+        units: usize,
+        dst: *mut u32,
+        dst_stride: usize,
+    ) {
+        for r in (0..rows).step_by(16) {
+            for u in (0..units).step_by(16) {
+                let (src, dst) = (src.add(r * stride + u), dst.add(u * dst_stride + r));
+                transpose16(src, stride, (rows - r).min(16), (units - u).min(16), dst, dst_stride);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(a: *const bf16, b: *const bf16, n: usize, dst: *mut u32) {
+        let (mut a, mut b, mut dst) = (a.cast::<u16>(), b.cast::<u16>(), dst);
+        for i in (0..n).step_by(16) {
+            let mask = low_bits(n - i);
+            let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, a.cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, b.cast()));
+            let both = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+            _mm512_mask_storeu_epi32(dst.cast(), mask, both);
+            (a, b, dst) = (a.wrapping_add(16), b.wrapping_add(16), dst.wrapping_add(16));
+        }
+    }
+}
+
+/// A mask of the lowest `n` of 16 bits.
+#[inline(always)]
+fn low_bits(n: usize) -> u16 {
+    if n >= 16 { u16::MAX } else { (1 << n) - 1 }
+}
+
+/// Transposes up to 16 x 16 units.
+#[inline(always)]
+unsafe fn transpose16(
+    src: *const u32,
+    stride: usize,
+    rows: usize,
+    units: usize,
+    dst: *mut u32,
+    dst_stride: usize,
+) {
+    let load_mask = low_bits(units);
+    let store_mask = low_bits(rows);
+    let mut a = [_mm512_setzero_si512(); 16];
+    if rows == 16 && units == 16 {
+        for r in 0..16 {
+            a[r] = _mm512_loadu_si512(src.add(r * stride).cast());
+        }
+    } else {
+        for r in 0..16 {
+            if r < rows {
+                a[r] = _mm512_maskz_loadu_epi32(load_mask, src.add(r * stride).cast());
+            }
+        }
+    }
+    // Four rounds of pairwise exchange: 1, 2, then 4 and 8 units apart.
+    let mut b = [_mm512_setzero_si512(); 16];
+    for i in 0..8 {
+        b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+        b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+    }
+    // a[4i + j] then holds units j, j + 4, j + 8, j + 12 of rows 4i .. 4i + 4.
+    for i in 0..4 {
+        a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
+        a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
+        a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
+        a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
+    }
+    for j in 0..4 {
+        b[j] = _mm512_shuffle_i32x4::<0x88>(a[j], a[4 + j]);
+        b[4 + j] = _mm512_shuffle_i32x4::<0xdd>(a[j], a[4 + j]);
+        b[8 + j] = _mm512_shuffle_i32x4::<0x88>(a[8 + j], a[12 + j]);
+        b[12 + j] = _mm512_shuffle_i32x4::<0xdd>(a[8 + j], a[12 + j]);
+    }
+    for j in 0..4 {
+        a[j] = _mm512_shuffle_i32x4::<0x88>(b[j], b[8 + j]);
+        a[8 + j] = _mm512_shuffle_i32x4::<0xdd>(b[j], b[8 + j]);
+        a[4 + j] = _mm512_shuffle_i32x4::<0x88>(b[4 + j], b[12 + j]);
+        a[12 + j] = _mm512_shuffle_i32x4::<0xdd>(b[4 + j], b[12 + j]);
+    }
+    if rows == 16 && units == 16 {
+        for u in 0..16 {
+            _mm512_storeu_si512(dst.add(u * dst_stride).cast(), a[u]);
+        }
+    } else {
+        for u in 0..16 {
+            if u < units {
+                _mm512_mask_storeu_epi32(dst.add(u * dst_stride).cast(), store_mask, a[u]);
+            }
+        }
+    }
+}

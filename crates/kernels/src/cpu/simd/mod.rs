@@ -1,0 +1,311 @@
+//! Vectors of f32 on each path, behind one trait, so that every kernel is written once.
+//!
+//! All methods are `inline(always)`: they take on the instruction set of the [`Simd::call`] they end up in. Hence the
+//! one contract of every `unsafe fn` here and in the kernels built on it: it runs (transitively) inside `Simd::call` of
+//! its own path, and pointers are valid for what the method reads or writes (`LANES` elements unless it says otherwise).
+//!
+//! Dot products run over *units* of four bytes: one f32 ([`Single`]), or two bf16 ([`Pair`]). Both kinds of operand
+//! can then be moved, transposed and broadcast by the same code.
+#![allow(unsafe_op_in_unsafe_fn, reason = "the contract above covers every operation of every function")]
+#![allow(clippy::missing_safety_doc, reason = "one contract for all, above")]
+
+mod portable;
+pub(crate) use portable::Portable;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::{Avx2, available as avx2_available};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::{Avx512, available as avx512_available};
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
+
+use half::{bf16, f16};
+
+/// Work to be compiled once for each path.
+pub(crate) trait Kernel {
+    /// Does the work; implementations are `inline(always)`.
+    unsafe fn run<S: Simd>(self);
+}
+
+/// Vectors of one path.
+pub(crate) trait Simd: Copy + 'static {
+    /// `LANES` f32.
+    type V: Copy;
+    /// f32 in a vector.
+    const LANES: usize;
+    /// Vectors side by side in a register tile; with [`MAX_ROWS`] rows the tile fills the register file.
+    const COLS: usize;
+
+    /// Runs `kernel` with this path's instructions enabled.
+    unsafe fn call<K: Kernel>(kernel: K);
+
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(p: *const f32) -> Self::V;
+    unsafe fn store(p: *mut f32, v: Self::V);
+    unsafe fn load_bf16(p: *const bf16) -> Self::V;
+    unsafe fn load_f16(p: *const f16) -> Self::V;
+    /// Rounds to nearest, ties to even.
+    unsafe fn store_bf16(p: *mut bf16, v: Self::V);
+
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`.
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` where either is not a number.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// Bit `i` says whether lane `i` of `a` is greater than that of `b`.
+    unsafe fn gt(a: Self::V, b: Self::V) -> u32;
+    unsafe fn sum(v: Self::V) -> f32;
+    unsafe fn max_lane(v: Self::V) -> f32;
+    /// The nearest integer.
+    unsafe fn round(v: Self::V) -> Self::V;
+    /// `v · 2^n` for integral `n` of at most 126 and `v` in [0.5, 2]; for `n` below -125 zero or as good as.
+    unsafe fn scale_by_power(v: Self::V, n: Self::V) -> Self::V;
+    /// `acc + a₀b₀ + a₁b₁` in each lane, for lanes that hold two bf16.
+    unsafe fn dot_pairs(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
+
+    /// Cosines and sines of `LANES` pairs stored one after the other: `(c₀, s₀), (c₁, s₁), ...`.
+    #[inline(always)]
+    unsafe fn load_cos_sin(p: *const (f32, f32)) -> (Self::V, Self::V) {
+        let mut parts = [[0.0f32; 16]; 2];
+        for i in 0..Self::LANES {
+            (parts[0][i], parts[1][i]) = *p.add(i);
+        }
+        (Self::load(parts[0].as_ptr()), Self::load(parts[1].as_ptr()))
+    }
+
+    /// `2^x` for `x` of at most 126, relative error below 3e-7; below -125 zero or as good as.
+    #[inline(always)]
+    unsafe fn exp2(x: Self::V) -> Self::V {
+        // Below the smallest power nothing is left, and infinities must not reach the subtraction.
+        let x = Self::max(x, Self::splat(-200.0));
+        let n = Self::round(x);
+        let f = Self::sub(x, n);
+        // Interpolates 2^f on [-1/2, 1/2] at Chebyshev nodes.
+        let mut p = Self::splat(EXP2[5]);
+        for i in (0..5).rev() {
+            p = Self::mul_add(p, f, Self::splat(EXP2[i]));
+        }
+        Self::scale_by_power(p, n)
+    }
+
+    /// Turns `rows` rows of `units` units, `stride` apart, into columns `dst_stride` apart; writes nothing else:
+    /// `dst[u · dst_stride + r] = src[r · stride + u]`.
+    #[inline(always)]
+    unsafe fn transpose(
+        src: *const u32,
+        stride: usize,
+        rows: usize,
+        units: usize,
+        dst: *mut u32,
+        dst_stride: usize,
+    ) {
+        for r in 0..rows {
+            for u in 0..units {
+                *dst.add(u * dst_stride + r) = src.add(r * stride + u).read_unaligned();
+            }
+        }
+    }
+
+    /// `dst[i] = (a[i], b[i])` for `n` elements.
+    #[inline(always)]
+    unsafe fn interleave(a: *const bf16, b: *const bf16, n: usize, dst: *mut u32) {
+        for i in 0..n {
+            *dst.add(i) = u32::from((*a.add(i)).to_bits()) | u32::from((*b.add(i)).to_bits()) << 16;
+        }
+    }
+}
+
+/// Rows of a register tile.
+pub(crate) const MAX_ROWS: usize = 6;
+
+/// Coefficients of `2^f`.
+const EXP2: [f32; 6] = [1.0, 0.693_147_2, 0.240_221_07, 0.055_503_57, 0.009_676_032, 0.001_339_086_3];
+
+/// How the units of a dot product are multiplied.
+pub(crate) trait Operand: Copy + Default + Send + Sync + 'static {
+    /// Elements in a unit.
+    const PER_UNIT: usize;
+
+    /// Adds the products of the units of `a` and `b` to `acc`.
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V;
+
+    /// Writes `LANES` elements, rounded where the unit needs it, from element `i` of `units` on.
+    unsafe fn put<S: Simd>(units: *mut u32, i: usize, v: S::V);
+
+    /// Writes element `i` of `units`.
+    unsafe fn put_one(units: *mut u32, i: usize, x: f32);
+
+    /// Writes the elements of `row` to `units: [ceil(row.len() / PER_UNIT)]`.
+    #[inline(always)]
+    unsafe fn pack_row<S: Simd>(row: &[f32], units: *mut u32) {
+        let whole = row.len() - row.len() % S::LANES;
+        for i in (0..whole).step_by(S::LANES) {
+            Self::put::<S>(units, i, S::load(row.as_ptr().add(i)));
+        }
+        for i in whole..row.len() {
+            Self::put_one(units, i, row[i]);
+        }
+        for i in row.len()..row.len().next_multiple_of(Self::PER_UNIT) {
+            Self::put_one(units, i, 0.0);
+        }
+    }
+}
+
+/// A unit is one f32.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Single;
+
+/// A unit is two bf16.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Pair;
+
+impl Operand for Single {
+    const PER_UNIT: usize = 1;
+
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        S::mul_add(a, b, acc)
+    }
+
+    #[inline(always)]
+    unsafe fn put<S: Simd>(units: *mut u32, i: usize, v: S::V) {
+        S::store(units.cast::<f32>().add(i), v);
+    }
+
+    #[inline(always)]
+    unsafe fn put_one(units: *mut u32, i: usize, x: f32) {
+        *units.cast::<f32>().add(i) = x;
+    }
+}
+
+impl Operand for Pair {
+    const PER_UNIT: usize = 2;
+
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        S::dot_pairs(acc, a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn put<S: Simd>(units: *mut u32, i: usize, v: S::V) {
+        S::store_bf16(units.cast::<bf16>().add(i), v);
+    }
+
+    #[inline(always)]
+    unsafe fn put_one(units: *mut u32, i: usize, x: f32) {
+        *units.cast::<bf16>().add(i) = bf16::from_f32(x);
+    }
+}
+
+/// An element type vectors can be loaded from.
+pub(crate) trait Load: bytemuck::Pod + Send + Sync {
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V;
+    fn widen(self) -> f32;
+}
+
+impl Load for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V {
+        S::load(p)
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Load for bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V {
+        S::load_bf16(p)
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Load for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V {
+        S::load_f16(p)
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// `acc[r][c] += Σ_u a[r · a_stride + u] ⊗ b[u · b_stride + c · LANES ..]` over `units` units.
+#[inline(always)]
+pub(crate) unsafe fn tile<S: Simd, M: Operand, const R: usize, const C: usize>(
+    mut acc: [[S::V; C]; R],
+    a: *const u32,
+    a_stride: usize,
+    b: *const u32,
+    b_stride: usize,
+    units: usize,
+) -> [[S::V; C]; R] {
+    for u in 0..units {
+        let mut row = [S::splat(0.0); C];
+        for c in 0..C {
+            row[c] = S::load(b.add(u * b_stride + c * S::LANES).cast());
+        }
+        for r in 0..R {
+            let x = S::splat(f32::from_bits(*a.add(r * a_stride + u)));
+            for c in 0..C {
+                acc[r][c] = M::mac::<S>(acc[r][c], x, row[c]);
+            }
+        }
+    }
+    acc
+}
+
+/// Runs `$body` with the constant `$R` equal to `$rows`, which is between 1 and [`MAX_ROWS`].
+macro_rules! with_rows {
+    ($rows:expr, $R:ident => $body:expr) => {
+        match $rows {
+            1 => {
+                const $R: usize = 1;
+                $body
+            }
+            2 => {
+                const $R: usize = 2;
+                $body
+            }
+            3 => {
+                const $R: usize = 3;
+                $body
+            }
+            4 => {
+                const $R: usize = 4;
+                $body
+            }
+            5 => {
+                const $R: usize = 5;
+                $body
+            }
+            _ => {
+                const $R: usize = 6;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_rows;
+
+/// Rows of the next register tile when `left` rows remain: near-equal tiles rather than a full and a thin one.
+#[inline(always)]
+pub(crate) fn next_rows(left: usize) -> usize {
+    left.div_ceil(left.div_ceil(MAX_ROWS))
+}

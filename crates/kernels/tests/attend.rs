@@ -1,0 +1,196 @@
+//! Attention over segments of every path against the plain backend.
+
+mod common;
+use common::{AnyStore, Rng, assert_close, backends};
+use reattention_kernels::{Backend, Band, KeySet, Position, Queries, Reference, RopeTable, Segment};
+use std::sync::Arc;
+
+fn rope(head_dim: usize, base: f32, multiplier: f32) -> Arc<RopeTable> {
+    let pairs = head_dim / 2;
+    let inv_freq = (0..pairs).map(|i| base.powf(-(i as f32) / pairs as f32)).collect();
+    Arc::new(RopeTable::new(inv_freq, multiplier, 4096))
+}
+
+fn position(rng: &mut Rng) -> Position {
+    match rng.int(0, 3) {
+        0 => Position::Index { offset: rng.int(0, 40) as i64 - 20 },
+        1 => Position::Capped { max: rng.int(1, 400) as i64 },
+        2 => Position::Rank { offset: rng.int(0, 300) as i64 - 3 },
+        _ => Position::Constant(rng.int(0, 5000) as i64),
+    }
+}
+
+fn key_set(rng: &mut Rng, len: usize) -> KeySet {
+    let start = rng.int(0, len);
+    let end = rng.int(start, len);
+    if rng.int(0, 1) == 0 {
+        return KeySet::Range(start..end);
+    }
+    // Spans with gaps, as selection makes them.
+    let (mut keys, mut token) = (Vec::new(), start);
+    while token < end {
+        let span = rng.int(1, 40);
+        keys.extend((token..(token + span).min(end)).map(|t| t as u32));
+        token += span + rng.int(1, 60);
+    }
+    KeySet::Gathered(keys.into())
+}
+
+fn segment(rng: &mut Rng, len: usize, ropes: &[Arc<RopeTable>]) -> Segment {
+    let band = match rng.int(0, 2) {
+        0 => Band { min: rng.int(0, 100), max: rng.int(0, 400) },
+        1 => Band { min: rng.int(0, 300), max: usize::MAX },
+        _ => Band::CAUSAL,
+    };
+    Segment {
+        keys: key_set(rng, len),
+        band,
+        key_position: position(rng),
+        query_position: position(rng),
+        key_rope: ropes[rng.int(0, ropes.len() - 1)].clone(),
+        query_rope: ropes[rng.int(0, ropes.len() - 1)].clone(),
+    }
+}
+
+struct Shape {
+    half: bool,
+    head_dim: usize,
+    n_kv_heads: usize,
+    group: usize,
+    q_len: usize,
+    len: usize,
+    first: usize,
+}
+
+fn check(shape: &Shape, views: &[Vec<Segment>], rng: &mut Rng) {
+    let Shape { half, head_dim, n_kv_heads, group, q_len, len, first } = *shape;
+    let store = AnyStore::new(half, len, n_kv_heads, head_dim, || rng.normal());
+    let n_heads = n_kv_heads * group;
+    let data: Vec<f32> = (0..q_len * n_heads * head_dim).map(|_| rng.normal()).collect();
+    let q = Queries { data: &data, n_heads, q_len, head_dim, first };
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let (mut want, mut want_lse) = (vec![f32::NAN; data.len()], vec![f32::NAN; q_len * n_heads]);
+    Reference.attend(&q, &store.view(), views, scale, &mut want, Some(&mut want_lse));
+    for backends in backends() {
+        let what = format!(
+            "{}: half {half}, dim {head_dim}, {n_kv_heads} x {group} heads, {q_len} queries from {first}, {len} keys",
+            backends[0].name()
+        );
+        // Where the path multiplies in bf16, keys, queries and weights are each rounded to eight bits.
+        let tolerance = if half && backends[0].name().contains("bf16") { 4e-2 } else { 2e-5 };
+        let mut before: Option<(Vec<f32>, Vec<f32>)> = None;
+        for backend in &backends {
+            let (mut got, mut lse) = (vec![f32::NAN; data.len()], vec![f32::NAN; q_len * n_heads]);
+            backend.attend(&q, &store.view(), views, scale, &mut got, Some(&mut lse));
+            assert_close(&got, &want, tolerance, &what);
+            assert_close(&lse, &want_lse, tolerance, &format!("{what}, lse"));
+            let mut without = vec![f32::NAN; data.len()];
+            backend.attend(&q, &store.view(), views, scale, &mut without, None);
+            assert!(without == got, "{what}: asking for the log-sum-exp changes the output");
+            if let Some(before) = &before {
+                assert!(before.0 == got && before.1 == lse, "{what}: depends on the number of threads");
+            }
+            before = Some((got, lse));
+        }
+    }
+}
+
+#[test]
+fn agrees_with_the_reference_over_random_segments() {
+    let mut rng = Rng(20);
+    for round in 0..90 {
+        let len = rng.pick(&[1, 40, 129, 700, 1300]);
+        let shape = Shape {
+            half: round % 2 == 0,
+            head_dim: rng.pick(&[2, 16, 18, 34, 64, 64, 80, 96, 128, 256]),
+            n_kv_heads: rng.int(1, 3),
+            group: rng.pick(&[1, 2, 3, 7, 16]),
+            q_len: rng.pick(&[1, 1, 2, 9, 33]),
+            len,
+            first: rng.int(0, len),
+        };
+        let ropes = [rope(shape.head_dim, 10_000.0, 1.0), rope(shape.head_dim, 500_000.0, 1.1)];
+        let lists = if round % 3 == 0 { shape.n_kv_heads } else { 1 };
+        let views: Vec<Vec<Segment>> = (0..lists)
+            .map(|_| (0..rng.int(0, 3)).map(|_| segment(&mut rng, len, &ropes)).collect())
+            .collect();
+        check(&shape, &views, &mut rng);
+    }
+}
+
+#[test]
+fn causal_chunks_cross_tiles_blocks_and_pages() {
+    let mut rng = Rng(21);
+    for (half, q_len, group, first, head_dim) in
+        [(false, 300, 2, 900, 32), (true, 300, 2, 900, 64), (true, 130, 16, 0, 16), (false, 77, 5, 1000, 64)]
+    {
+        let len = first + q_len;
+        let rope = rope(head_dim, 10_000.0, 1.0);
+        let all = Segment {
+            keys: KeySet::Range(0..len),
+            band: Band::CAUSAL,
+            key_position: Position::Index { offset: 0 },
+            query_position: Position::Index { offset: 0 },
+            key_rope: rope.clone(),
+            query_rope: rope.clone(),
+        };
+        let shape = Shape { half, head_dim, n_kv_heads: 1, group, q_len, len, first };
+        check(&shape, &[vec![all.clone()]], &mut rng);
+        // A window and what lies before it, at a constant distance.
+        let near = Segment { band: Band { min: 0, max: 100 }, ..all.clone() };
+        let far = Segment {
+            band: Band { min: 100, max: usize::MAX },
+            key_position: Position::Constant(0),
+            query_position: Position::Constant(100),
+            ..all
+        };
+        check(&shape, &[vec![near, far]], &mut rng);
+    }
+}
+
+#[test]
+fn long_ranges_of_few_queries_are_split_and_merged() {
+    let mut rng = Rng(22);
+    for (half, n_kv_heads, group, len) in [(false, 1, 7, 9000), (true, 2, 4, 5000), (true, 1, 1, 3000)] {
+        let rope = rope(64, 10_000.0, 1.0);
+        let part = |keys| Segment {
+            keys,
+            band: Band::CAUSAL,
+            key_position: Position::Rank { offset: 3 },
+            query_position: Position::Constant(4000),
+            key_rope: rope.clone(),
+            query_rope: rope.clone(),
+        };
+        let gathered: Arc<[u32]> = (100..len as u32 - 300).filter(|t| t % 48 < 32).collect();
+        let views = [vec![
+            part(KeySet::Range(0..16)),
+            part(KeySet::Gathered(gathered)),
+            part(KeySet::Range(len - 300..len)),
+        ]];
+        let shape = Shape { half, head_dim: 64, n_kv_heads, group, q_len: 1, len, first: len - 1 };
+        check(&shape, &views, &mut rng);
+    }
+}
+
+#[test]
+fn large_logits_do_not_overflow() {
+    let mut rng = Rng(23);
+    let rope = rope(32, 10_000.0, 1.0);
+    let store = AnyStore::new(false, 500, 1, 32, || rng.normal() * 30.0);
+    let data: Vec<f32> = (0..2 * 32).map(|_| rng.normal() * 30.0).collect();
+    let q = Queries { data: &data, n_heads: 1, q_len: 2, head_dim: 32, first: 498 };
+    let all = Segment {
+        keys: KeySet::Range(0..500),
+        band: Band::CAUSAL,
+        key_position: Position::Constant(0),
+        query_position: Position::Constant(0),
+        key_rope: rope.clone(),
+        query_rope: rope,
+    };
+    let (mut want, mut got) = (vec![0.0; 64], vec![0.0; 64]);
+    Reference.attend(&q, &store.view(), &[vec![all.clone()]], 1.0, &mut want, None);
+    for backend in backends().iter().flatten() {
+        backend.attend(&q, &store.view(), &[vec![all.clone()]], 1.0, &mut got, None);
+        assert_close(&got, &want, 1e-2, &backend.name());
+    }
+}

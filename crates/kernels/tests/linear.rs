@@ -1,0 +1,118 @@
+//! Dense layers, norms and activations of every path against the plain backend.
+
+mod common;
+use common::{Rng, assert_close, backends};
+use reattention_kernels::{Backend, Buffer, Matrix, MatrixData, Reference, bf16, f16};
+
+fn matrix(kind: usize, rows: usize, cols: usize, rng: &mut Rng) -> Matrix {
+    let values: Vec<f32> = (0..rows * cols).map(|_| rng.normal()).collect();
+    let data = match kind {
+        0 => MatrixData::F32(Buffer::from_slice(&values)),
+        1 => {
+            MatrixData::F16(Buffer::from_slice(&values.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>()))
+        }
+        _ => MatrixData::Bf16(Buffer::from_slice(
+            &values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(),
+        )),
+    };
+    Matrix::new(rows, cols, data).expect("matching sizes")
+}
+
+fn check(rows: usize, inputs: usize, outputs: usize, kind: usize, with_bias: bool, rng: &mut Rng) {
+    let w = matrix(kind, outputs, inputs, rng);
+    // Exact in bf16, so that no path rounds the activations.
+    let x: Vec<f32> = (0..rows * inputs).map(|_| bf16::from_f32(rng.normal()).to_f32()).collect();
+    let bias: Vec<f32> = (0..outputs).map(|_| rng.normal()).collect();
+    let bias = with_bias.then_some(&bias[..]);
+    let mut want = vec![f32::NAN; rows * outputs];
+    Reference.linear(&x, rows, &w, bias, &mut want);
+    for backends in backends() {
+        let what = format!("{}: {rows} x {inputs} -> {outputs}, type {kind}", backends[0].name());
+        let mut first = Vec::new();
+        for backend in &backends {
+            let mut got = vec![f32::NAN; rows * outputs];
+            backend.linear(&x, rows, &w, bias, &mut got);
+            assert_close(&got, &want, 2e-6 * (inputs as f32).sqrt().max(4.0), &what);
+            if first.is_empty() {
+                first = got;
+            } else {
+                assert!(first == got, "{what}: depends on the number of threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_agrees_with_the_reference() {
+    let mut rng = Rng(1);
+    for round in 0..120 {
+        let rows = rng.pick(&[1, 1, 2, 3, 4, 5, 6, 7, 12, 13, 33, 70]);
+        let (inputs, outputs) = (rng.int(1, 200), rng.int(1, 150));
+        check(rows, inputs, outputs, round % 3, round % 2 == 0, &mut rng);
+    }
+    for kind in 0..3 {
+        check(300, 64, 72, kind, true, &mut rng);
+        check(17, 4100, 130, kind, true, &mut rng);
+        check(1, 1024, 3000, kind, false, &mut rng);
+        check(9, 512, 1100, kind, false, &mut rng);
+    }
+    check(40, 2, 1, 2, true, &mut rng);
+}
+
+#[test]
+fn activations_of_bf16_layers_are_rounded_at_most_once() {
+    let mut rng = Rng(2);
+    let (rows, inputs, outputs) = (24, 256, 96);
+    let w = matrix(2, outputs, inputs, &mut rng);
+    let x: Vec<f32> = (0..rows * inputs).map(|_| rng.normal()).collect();
+    let mut want = vec![0.0; rows * outputs];
+    Reference.linear(&x, rows, &w, None, &mut want);
+    for [backend, ..] in backends() {
+        let mut got = vec![0.0; rows * outputs];
+        backend.linear(&x, rows, &w, None, &mut got);
+        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|e| f64::from(e * e)).sum::<f64>().sqrt();
+        let error = norm(&mut got.iter().zip(&want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
+        assert!(error < 3e-3, "{}: relative error {error}", backend.name());
+    }
+}
+
+#[test]
+fn norms_and_activations_agree_with_the_reference() {
+    let mut rng = Rng(3);
+    for (rows, dim) in [(1, 1), (1, 64), (3, 7), (5, 33), (2, 896), (70, 1030), (0, 16)] {
+        let x: Vec<f32> = (0..rows * dim).map(|_| rng.normal() * 5.0).collect();
+        let weight: Vec<f32> = (0..dim).map(|_| rng.normal()).collect();
+        let mut want = vec![0.0; rows * dim];
+        Reference.rms_norm(&x, &weight, 1e-6, &mut want);
+        let up: Vec<f32> = (0..rows * dim).map(|_| rng.normal()).collect();
+        let mut want_silu = x.clone();
+        Reference.silu_mul(&mut want_silu, &up);
+        for backend in backends().iter().flatten() {
+            let what = format!("{}: {rows} x {dim}", backend.name());
+            let mut got = vec![0.0; rows * dim];
+            backend.rms_norm(&x, &weight, 1e-6, &mut got);
+            assert_close(&got, &want, 2e-6, &what);
+            let mut got = x.clone();
+            backend.silu_mul(&mut got, &up);
+            assert_close(&got, &want_silu, 2e-6, &what);
+        }
+    }
+}
+
+#[test]
+fn silu_holds_at_the_ends() {
+    let gate =
+        [0.0f32, -0.0, 1e-30, 20.0, -20.0, 88.0, -88.0, 1000.0, -1000.0, 3e38, -3e38, f32::INFINITY, 1.0];
+    for backend in backends().iter().flatten() {
+        let mut got = gate;
+        backend.silu_mul(&mut got, &[1.0; 13]);
+        for (g, x) in got.iter().zip(gate) {
+            let want = if x < -80.0 { 0.0 } else { (f64::from(x) / (1.0 + (-f64::from(x)).exp())) as f32 };
+            let close = *g == want || (g - want).abs() <= 1e-6 * want.abs() + 1e-30;
+            assert!(close, "{}: silu({x}) is {g}, expected {want}", backend.name());
+        }
+        let mut got = [f32::NAN, 1.0];
+        backend.silu_mul(&mut got, &[1.0; 2]);
+        assert!(got[0].is_nan() && got[1] > 0.7, "{}", backend.name());
+    }
+}
