@@ -1,2 +1,44 @@
-//! x
+//! Sessions over a model and a long-context method.
+//!
+//! A [`Package`] is a model whose headers are read, so that a [`MemoryPlan`] can be made before anything large is loaded;
+//! an [`Engine`] is the loaded model; a [`Session`] reads prompts and answers under one method, reports progress, counts
+//! tokens honestly, and shows [`Evidence`]: the passages an answer looked at.
+//!
+//! ```
+//! use reattention::{KvDtype, Settings, methods};
+//! use reattention_engine::{Cancel, GenerateOptions, Package, Source};
+//! use reattention_kernels::Cpu;
+//! use std::sync::Arc;
+//!
+//! let package = Package::built_in()?;
+//! let engine = package.engine(Arc::new(package.tokenizer()?), Arc::new(Cpu::new(2)?))?;
+//! let method = methods::build("reattention", &Settings::new(), engine.model().shape())?;
+//! let mut session = engine.session(method, None, KvDtype::Bf16);
+//!
+//! let note = Source { name: "note".into(), text: "Rain fell. The secret code of Mara Velten is 48271. Wind blew.".into() };
+//! let prompt = engine.ask(&[note], "What is the secret code of Mara Velten?")?;
+//! let options = GenerateOptions { stop_tokens: engine.stop_tokens(), evidence: 1, ..Default::default() };
+//! session.gather_evidence();
+//! session.prefill(&prompt, &Cancel::default(), |_| {})?;
+//! let answer = session.generate(&options, Some(engine.tokenizer().as_ref()), &Cancel::default(), |_| {})?;
+//! assert!(answer.text.contains("48271"));
+//! assert_eq!(answer.evidence[0].text, "The secret code of Mara Velten is 48271.");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![deny(missing_docs)]
+
+mod evidence;
+mod memory;
+mod package;
+mod progress;
+mod prompt;
+mod sampler;
+mod session;
+
+pub use evidence::Evidence;
+pub use memory::{MemoryPlan, OutOfMemory, available, human, peak_rss};
+pub use package::{Engine, Package};
+pub use progress::{Cancel, Progress};
+pub use prompt::{Prompt, PromptError, Source};
+pub use sampler::{Sampler, Sampling, SamplingError, argmax};
+pub use session::{Finish, GenerateOptions, Generation, Prefilled, Session, SessionError};

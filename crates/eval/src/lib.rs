@@ -1,4 +1,12 @@
-//! Evaluation of long-context methods: suites, scorers, and the texts they need.
+//! Evaluation of long-context methods: suites, the texts they need, and figures.
+//!
+//! One suite is one file in [`suites`]. A suite takes a loaded [`Engine`](reattention_engine::Engine) and a list of
+//! [`Arm`]s (method, settings, rope), and gives rows that serialise to JSON.
 #![deny(missing_docs)]
 
+mod arm;
+pub mod figures;
+pub mod suites;
 pub mod text;
+
+pub use arm::{Arm, EvalError};

@@ -104,6 +104,10 @@ impl Method for Full {
         });
     }
 
+    fn splits(&self) -> bool {
+        !self.reference
+    }
+
     fn scope(&self, n: usize) -> usize {
         match self.sliding_window {
             Some(w) if w.first_layer == 0 => n.min(w.size),

@@ -86,7 +86,8 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     /// The values of all its parameters, in the order of the specification.
     fn params(&self) -> Vec<(&'static str, String)>;
 
-    /// (d) How the tokens `tokens` of a prompt are fed. `question` is the token its question starts at, if it has one.
+    /// (d) How the tokens `tokens` of a prompt are fed. `question` is the token its question starts at, if it has one;
+    /// `tokens.end` says that all of it is context and the question will follow in another prompt.
     ///
     /// The steps cover `tokens` without gap or overlap. Tokens before `tokens.start` are in the store already.
     fn schedule(&self, tokens: Range<usize>, question: Option<usize>) -> Vec<Step>;
@@ -119,9 +120,14 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     /// The most tokens of one step, for planning.
     fn largest_step(&self) -> usize;
 
-    /// The method whose first tokens serve every query alike (attention sinks), to be left out of evidence.
+    /// First tokens that every query attends to, whatever they say (attention sinks); evidence leaves them out.
     fn sinks(&self) -> usize {
         0
+    }
+
+    /// Whether a context read first and a question read later give what both give as one prompt.
+    fn splits(&self) -> bool {
+        true
     }
 }
 
@@ -167,8 +173,8 @@ fn chunks(tokens: Range<usize>, chunk: usize, kind: StepKind) -> impl Iterator<I
 /// token alone, so that it chooses for itself.
 fn question_apart(tokens: Range<usize>, question: Option<usize>, chunk: usize) -> Vec<Step> {
     let Range { start, end } = tokens;
-    let last = end.saturating_sub(1).max(start);
-    let question = question.unwrap_or(last).clamp(start, last);
+    let question = question.unwrap_or(end.saturating_sub(1)).clamp(start, end);
+    let last = if question == end { end } else { end - 1 };
     chunks(start..question, chunk, StepKind::Prefill)
         .chain(chunks(question..last, chunk, StepKind::Question))
         .chain(chunks(last..end, chunk, StepKind::Decode))

@@ -341,7 +341,8 @@ impl Method for ReAttention {
                 .chain(chunks(last..tokens.end, 1, StepKind::Decode))
                 .collect();
         }
-        question_apart(tokens, question.filter(|_| self.question_alone), self.chunk)
+        let apart = question.filter(|q| self.question_alone || *q == tokens.end);
+        question_apart(tokens, apart, self.chunk)
     }
 
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
@@ -370,5 +371,9 @@ impl Method for ReAttention {
 
     fn sinks(&self) -> usize {
         self.global
+    }
+
+    fn splits(&self) -> bool {
+        self.question_alone && !self.published()
     }
 }

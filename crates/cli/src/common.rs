@@ -1,0 +1,213 @@
+//! Flags that several commands share, and what they stand for.
+
+use crate::failure::{Blame, Failure};
+use anyhow::{anyhow, bail};
+use clap::ValueEnum;
+use reattention::methods::{Method, build, specs};
+use reattention::rope::RopeConfig;
+use reattention::{KvDtype, ModelShape, Settings};
+use reattention_engine::{Engine, Package};
+use reattention_kernels::{Backend, Cpu, Reference};
+use reattention_model::Tokenizer;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The model, and what it runs on.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// Hugging Face folder or GGUF file; the built-in model if left out.
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    pub(crate) model: Option<PathBuf>,
+    /// Computing threads; all cores if left out.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// What computes: cpu is fast, reference plain and slow.
+    #[arg(long, value_enum, default_value = "cpu")]
+    backend: BackendName,
+    /// Type of cached keys and values: bf16 or f32.
+    #[arg(long, default_value = "bf16", value_name = "TYPE")]
+    pub(crate) kv: KvDtype,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BackendName {
+    Cpu,
+    Reference,
+}
+
+/// The method and its parameters.
+#[derive(clap::Args)]
+pub(crate) struct MethodArgs {
+    /// How the model reads; `reattn methods` lists them. Evaluations take several, separated by commas.
+    #[arg(long, default_value = "reattention", value_delimiter = ',', value_name = "NAME")]
+    pub(crate) method: Vec<String>,
+    /// A parameter of the method, repeatable; `method.key=value` addresses one of several methods.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Rotary frequencies: none, linear, ntk, dynamic, yarn or llama3, as NAME[:key=value,...]; the model's own if left out.
+    #[arg(long, value_name = "SPEC")]
+    rope: Option<String>,
+    /// Tokens fed at once; the same as --set chunk=N.
+    #[arg(long, value_name = "N")]
+    chunk: Option<usize>,
+}
+
+/// What is printed.
+#[derive(clap::Args)]
+pub(crate) struct OutputArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Only the result and errors.
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Log what happens (-vv for more).
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+impl ModelArgs {
+    /// Opens the model: headers only.
+    pub(crate) fn open(&self) -> Result<Package, Failure> {
+        match &self.model {
+            Some(path) => Package::open(path).input(),
+            None => Package::built_in().input(),
+        }
+    }
+
+    /// The backend asked for.
+    pub(crate) fn backend(&self) -> Result<Arc<dyn Backend>, Failure> {
+        let threads = match self.threads {
+            Some(0) => return Err(Failure::Input(anyhow!("--threads must be at least 1"))),
+            Some(n) => n,
+            None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        };
+        Ok(match self.backend {
+            BackendName::Cpu => Arc::new(Cpu::new(threads).input()?),
+            BackendName::Reference => Arc::new(Reference),
+        })
+    }
+
+    /// Loads the model with its tokenizer.
+    pub(crate) fn load(&self, package: &Package, tokenizer: Arc<Tokenizer>) -> Result<Engine, Failure> {
+        let backend = self.backend()?;
+        tracing::info!(model = package.name(), backend = backend.name(), "loading");
+        package.engine(tokenizer, backend).input()
+    }
+}
+
+impl MethodArgs {
+    /// The one method of a command that takes one.
+    pub(crate) fn single(&self, shape: &ModelShape) -> Result<Box<dyn Method>, Failure> {
+        match self.each(shape)?.as_slice() {
+            [(name, settings)] => build(name, settings, shape).input(),
+            _ => Err(Failure::Input(anyhow!("this command takes one --method"))),
+        }
+    }
+
+    /// Every method with the settings meant for it; all of them are checked.
+    pub(crate) fn each(&self, shape: &ModelShape) -> Result<Vec<(String, Settings)>, Failure> {
+        let names: Vec<String> = match self.method.as_slice() {
+            [all] if all == "all" => specs().map(|s| s.name.to_string()).collect(),
+            names => names.to_vec(),
+        };
+        let mut pairs: Vec<String> = self.set.clone();
+        pairs.extend(self.chunk.map(|c| format!("chunk={c}")));
+        let mut arms = Vec::new();
+        let mut used = vec![false; pairs.len()];
+        for name in &names {
+            let mut settings = Vec::new();
+            for (pair, used) in pairs.iter().zip(&mut used) {
+                let key = pair.split('=').next().unwrap_or_default();
+                let (of, key) = key.split_once('.').map_or((None, key), |(m, k)| (Some(m), k));
+                let has = specs().any(|s| s.name == name && s.params.iter().any(|p| p.name == key));
+                // With one method everything is handed to it, so that it can say what it does not know.
+                if of.map_or(has || names.len() == 1, |m| m == name) {
+                    settings.push(of.map_or(pair.clone(), |m| pair[m.len() + 1..].to_string()));
+                    *used = true;
+                }
+            }
+            let settings = Settings::parse(&settings).input()?;
+            build(name, &settings, shape).input()?;
+            arms.push((name.clone(), settings));
+        }
+        if let Some(unused) = used.iter().position(|u| !u) {
+            return Err(Failure::Input(anyhow!("--set {}: none of {} has it", pairs[unused], names.join(", "))));
+        }
+        Ok(arms)
+    }
+
+    /// The frequencies asked for.
+    pub(crate) fn rope(&self, shape: &ModelShape) -> Result<Option<RopeConfig>, Failure> {
+        self.rope.as_deref().map(|spec| shape.rope.with_spec(spec)).transpose().input()
+    }
+}
+
+impl OutputArgs {
+    /// Starts logging to stderr as asked.
+    pub(crate) fn start(&self) {
+        let level = match self.verbose {
+            0 => tracing::Level::WARN,
+            1 => tracing::Level::INFO,
+            _ => tracing::Level::DEBUG,
+        };
+        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
+    }
+
+    /// Says something on stderr unless quiet.
+    pub(crate) fn say(&self, text: impl std::fmt::Display) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+}
+
+/// Writes a line to stdout.
+pub(crate) fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "{text}").running()
+}
+
+/// Writes an object to stdout as JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    print(serde_json::to_string_pretty(value).running()?)
+}
+
+/// A method as JSON: `{name, params}`, numbers and truths as such.
+pub(crate) fn method_json(method: &dyn Method) -> Value {
+    let value = |text: String| serde_json::from_str(&text).unwrap_or(Value::String(text));
+    let params: Map<String, Value> = method.params().into_iter().map(|(k, v)| (k.to_string(), value(v))).collect();
+    serde_json::json!({ "name": method.spec().name, "params": params })
+}
+
+/// A number of tokens: 512, 4k (4,096), 1m (1,048,576).
+pub(crate) fn tokens(text: &str) -> anyhow::Result<usize> {
+    let lower = text.trim().to_lowercase();
+    let (digits, unit) = match lower.strip_suffix(['k', 'm']) {
+        Some(digits) => (digits, if lower.ends_with('k') { 1 << 10 } else { 1 << 20 }),
+        None => (lower.as_str(), 1),
+    };
+    match digits.parse::<f64>() {
+        Ok(n) if n * f64::from(unit) >= 1.0 && n < 1e9 && (n * f64::from(unit)).fract() == 0.0 => {
+            Ok((n * f64::from(unit)) as usize)
+        }
+        _ => bail!("`{text}` is not a number of tokens; write 512, 4k or 1m"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_counts_are_read() {
+        assert_eq!(tokens("512").unwrap(), 512);
+        assert_eq!(tokens("128K").unwrap(), 131_072);
+        assert_eq!(tokens("1.5m").unwrap(), 1_572_864);
+        for bad in ["", "k", "0", "-1", "1.3", "nan", "1e300m", "4g"] {
+            assert!(tokens(bad).is_err(), "{bad} was accepted");
+        }
+    }
+}

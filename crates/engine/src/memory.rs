@@ -1,0 +1,170 @@
+//! What a session will take of memory, known before anything is loaded.
+
+use reattention::methods::Method;
+use reattention::{KvDtype, ModelShape, Store};
+use reattention_model::{Config, Scratch};
+use serde::Serialize;
+
+/// Memory a session takes, in bytes, part by part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// Tokens planned for: prompt and answer.
+    pub tokens: usize,
+    /// Weights as they are held.
+    pub weights: usize,
+    /// Keys and values of all tokens kept.
+    pub kv: usize,
+    /// Hidden states and logits of one step.
+    pub scratch: usize,
+    /// Program, tokenizer and the prompt's own bookkeeping.
+    pub overhead: usize,
+    /// All of it.
+    pub total: usize,
+    /// Memory the system can give, if it tells.
+    pub available: Option<usize>,
+    /// Keys and values of one token.
+    pub kv_per_token: usize,
+}
+
+/// The plan does not fit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{tokens} tokens need {} ({} of it keys and values at {} a token), but {} is available{advice}",
+    human(*.total), human(*.kv), human(*.kv_per_token), human(*.available))]
+pub struct OutOfMemory {
+    tokens: usize,
+    total: usize,
+    kv: usize,
+    kv_per_token: usize,
+    available: usize,
+    advice: String,
+}
+
+impl MemoryPlan {
+    /// The plan for `tokens` tokens under a method, with `weights` bytes of weights and `known` bytes of memory already
+    /// accounted for by the caller (text, tokens and the like).
+    pub fn new(config: &Config, method: &dyn Method, kv: KvDtype, weights: usize, tokens: usize, known: usize) -> Self {
+        let shape = config.shape();
+        let step = method.largest_step().min(tokens.max(1));
+        let scratch = Scratch::planned_bytes(config, step) + selection_bytes(&shape, step) + 2 * 4 * config.vocab_size;
+        let kv_bytes = Store::planned_bytes(&shape, kv, method.kept(tokens));
+        let bookkeeping = tokens * (size_of::<u32>() * 2 + 16 * 2);
+        let overhead = PROGRAM + known + bookkeeping;
+        Self {
+            tokens,
+            weights,
+            kv: kv_bytes,
+            scratch,
+            overhead,
+            total: weights + kv_bytes + scratch + overhead,
+            available: available(),
+            kv_per_token: Store::bytes_per_token(&shape, kv),
+        }
+    }
+
+    /// Refuses a plan that does not fit, and says what would.
+    ///
+    /// # Errors
+    /// When more is needed than is available.
+    pub fn check(&self) -> Result<(), OutOfMemory> {
+        let Some(available) = self.available.filter(|a| self.total > *a) else { return Ok(()) };
+        let fixed = self.total - self.kv;
+        let advice = match available.checked_sub(fixed).map(|rest| rest / self.kv_per_token.max(1)) {
+            Some(fit) if fit > 0 => format!("; about {fit} tokens fit (or a method that keeps less, or --kv bf16)"),
+            _ => "; the model alone does not fit: use a smaller or more strongly quantised one".to_string(),
+        };
+        Err(OutOfMemory {
+            tokens: self.tokens,
+            total: self.total,
+            kv: self.kv,
+            kv_per_token: self.kv_per_token,
+            available,
+            advice,
+        })
+    }
+
+    /// The plan in one line.
+    pub fn line(&self) -> String {
+        let available = self.available.map_or(String::new(), |a| format!(" of {} available", human(a)));
+        format!(
+            "memory plan for {} tokens: weights {} + keys and values {} ({} a token) + scratch {} + overhead {} = {}{available}",
+            self.tokens,
+            human(self.weights),
+            human(self.kv),
+            human(self.kv_per_token),
+            human(self.scratch),
+            human(self.overhead),
+            human(self.total)
+        )
+    }
+}
+
+/// Code, thread stacks and allocator of the program itself, as measured on the command.
+const PROGRAM: usize = 12 << 20;
+
+/// Votes and candidates of one step: up to a dozen entries of 8 bytes for each query and head.
+fn selection_bytes(shape: &ModelShape, step: usize) -> usize {
+    step * shape.n_heads * (12 * 8 + 4 * shape.head_dim)
+}
+
+/// Bytes as people read them.
+pub fn human(bytes: usize) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB"] {
+        if value < 1024.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.2} GiB")
+}
+
+/// Memory the system can still give, limits of a control group included; `None` where it does not tell.
+pub fn available() -> Option<usize> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let system = kib(&info, "MemAvailable:")?;
+    let read = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
+    let group = read("/sys/fs/cgroup/memory.max")
+        .and_then(|max| Some(max.saturating_sub(read("/sys/fs/cgroup/memory.current")?)));
+    Some(group.map_or(system, |g| g.min(system)))
+}
+
+/// The most memory this process has held so far, in bytes; `None` where the system does not tell.
+pub fn peak_rss() -> Option<usize> {
+    kib(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
+fn kib(text: &str, key: &str) -> Option<usize> {
+    let line = text.lines().find(|l| l.starts_with(key))?;
+    line.split_whitespace().nth(1)?.parse::<usize>().ok().map(|k| k * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(human(17), "17 B");
+        assert_eq!(human(12 * 1024), "12.0 KiB");
+        assert_eq!(human(3 << 30), "3.00 GiB");
+    }
+
+    #[test]
+    fn a_plan_that_does_not_fit_says_what_would() {
+        let plan = MemoryPlan {
+            tokens: 1000,
+            weights: 100,
+            kv: 10_000,
+            scratch: 10,
+            overhead: 10,
+            total: 10_120,
+            available: Some(5_120),
+            kv_per_token: 10,
+        };
+        let message = plan.check().unwrap_err().to_string();
+        assert!(message.contains("about 500 tokens fit"), "{message}");
+        assert!(MemoryPlan { available: Some(20_000), ..plan.clone() }.check().is_ok());
+        let tiny = MemoryPlan { available: Some(50), ..plan }.check().unwrap_err().to_string();
+        assert!(tiny.contains("the model alone does not fit"), "{tiny}");
+    }
+}

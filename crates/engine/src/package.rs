@@ -1,0 +1,169 @@
+//! A model with its tokenizer and template: opened first, loaded when its memory is planned.
+
+use crate::memory::MemoryPlan;
+use crate::prompt::{Prompt, PromptError, Source};
+use crate::session::Session;
+use reattention::methods::Method;
+use reattention::rope::RopeConfig;
+use reattention::{KvDtype, ModelShape};
+use reattention_kernels::Backend;
+use reattention_model::{Bundle, ChatTemplate, Checkpoint, Config, Model, ModelError, Tokenizer, WeightPlan};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The needle model, compiled in.
+const BUILT_IN: Bundle = Bundle {
+    name: "built-in needle model",
+    config: include_str!("../../../models/needle/config.json"),
+    generation_config: Some(include_str!("../../../models/needle/generation_config.json")),
+    tokenizer: include_str!("../../../models/needle/tokenizer.json"),
+    tokenizer_config: Some(include_str!("../../../models/needle/tokenizer_config.json")),
+    weights: include_bytes!("../../../models/needle/model.safetensors"),
+};
+
+/// A model whose headers are read and checked, but not its weights.
+#[derive(Debug)]
+pub struct Package {
+    name: String,
+    checkpoint: Checkpoint,
+    weights: WeightPlan,
+}
+
+impl Package {
+    /// The model compiled into the program: it finds facts, and does nothing else.
+    ///
+    /// # Errors
+    /// Never, unless the program was built with broken model files.
+    pub fn built_in() -> Result<Self, ModelError> {
+        Self::new(BUILT_IN.name.into(), Checkpoint::from_bundle(&BUILT_IN)?)
+    }
+
+    /// The model at `path`: a Hugging Face folder or a GGUF file.
+    ///
+    /// # Errors
+    /// When there is no model, or a file of it is not valid or not supported.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        Self::new(path.display().to_string(), Checkpoint::open(path)?)
+    }
+
+    fn new(name: String, checkpoint: Checkpoint) -> Result<Self, ModelError> {
+        let weights = checkpoint.plan()?;
+        Ok(Self { name, checkpoint, weights })
+    }
+
+    /// Path, or the name of the built-in model.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        self.checkpoint.config()
+    }
+
+    /// Its attention shape.
+    pub fn shape(&self) -> ModelShape {
+        self.config().shape()
+    }
+
+    /// What its weights will take.
+    pub fn weights(&self) -> &WeightPlan {
+        &self.weights
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// When it has none, or one that cannot be read.
+    pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
+        self.checkpoint.tokenizer()
+    }
+
+    /// Its chat template, `None` for a model without one.
+    ///
+    /// # Errors
+    /// When it is not valid.
+    pub fn template(&self) -> Result<Option<ChatTemplate>, ModelError> {
+        self.checkpoint.chat_template()
+    }
+
+    /// What a session of `tokens` tokens will take; `known` bytes are already held for texts and the like.
+    pub fn plan(&self, method: &dyn Method, kv: KvDtype, tokens: usize, known: usize) -> MemoryPlan {
+        MemoryPlan::new(self.config(), method, kv, self.weights.bytes_resident as usize, tokens, known)
+    }
+
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn load(&self) -> Result<Arc<Model>, ModelError> {
+        Ok(Arc::new(Model::new(self.config().clone(), self.checkpoint.load()?)))
+    }
+
+    /// Reads everything needed to answer in text.
+    ///
+    /// # Errors
+    /// As [`Package::load`] and [`Package::tokenizer`].
+    pub fn engine(&self, tokenizer: Arc<Tokenizer>, backend: Arc<dyn Backend>) -> Result<Engine, ModelError> {
+        let start = Instant::now();
+        let model = self.load()?;
+        Ok(Engine { model, tokenizer, template: self.template()?, backend, load: start.elapsed() })
+    }
+}
+
+/// A loaded model with its tokenizer and template, on a backend. Sessions are made from it.
+#[derive(Debug)]
+pub struct Engine {
+    model: Arc<Model>,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    backend: Arc<dyn Backend>,
+    load: Duration,
+}
+
+impl Engine {
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// Time that loading took.
+    pub fn load_time(&self) -> Duration {
+        self.load
+    }
+
+    /// Leaves the chat template aside: questions are asked as of a base model.
+    pub fn without_template(mut self) -> Self {
+        self.template = None;
+        self
+    }
+
+    /// A new session under a method. `rope` replaces the model's own frequencies.
+    pub fn session(&self, method: Box<dyn Method>, rope: Option<RopeConfig>, kv: KvDtype) -> Session {
+        Session::new(Arc::clone(&self.model), method, rope, kv, Arc::clone(&self.backend))
+    }
+
+    /// A question about sources, in the model's own form.
+    ///
+    /// # Errors
+    /// When template or tokenizer fails.
+    pub fn ask(&self, sources: &[Source], question: &str) -> Result<Prompt, PromptError> {
+        Prompt::ask(sources, question, &self.tokenizer, self.template.as_ref())
+    }
+
+    /// Tokens that end an answer.
+    pub fn stop_tokens(&self) -> Vec<u32> {
+        self.model.config().eos_ids.clone()
+    }
+}

@@ -1,0 +1,145 @@
+//! Prompts: sources, question and template put together, with the origin of every token.
+
+use reattention::Origin;
+use reattention_model::{ChatTemplate, Message, ModelError, Tokenizer};
+
+/// A text to read, under the name evidence gives for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// File name or other label.
+    pub name: String,
+    /// The text.
+    pub text: String,
+}
+
+/// Tokens to read, with where they came from.
+#[derive(Clone, Debug, Default)]
+pub struct Prompt {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Where each token stands in the sources, with indices into `sources`.
+    pub origins: Vec<Option<Origin>>,
+    /// The token the question starts at.
+    pub question: Option<usize>,
+    /// Name and text of each source.
+    pub sources: Vec<(String, String)>,
+}
+
+impl Prompt {
+    /// A prompt of bare tokens.
+    pub fn from_ids(ids: Vec<u32>) -> Self {
+        Self { origins: vec![None; ids.len()], ids, question: None, sources: Vec::new() }
+    }
+
+    /// The begin token (if the model has one), the sources, and a question in the model's chat template, or, for a model
+    /// without one, as `\nQuestion: ...\nAnswer:`.
+    ///
+    /// # Errors
+    /// When the template or the tokenizer fails.
+    pub fn ask(
+        sources: &[Source],
+        question: &str,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+    ) -> Result<Self, PromptError> {
+        let mut prompt = Self::default();
+        let (before, after) = match template {
+            Some(template) => {
+                // The template decides what stands around the user's words; a private-use character marks their place.
+                let marked = template.render(&[Message::user(MARK)], true)?;
+                let (before, after) = marked.split_once(MARK).ok_or(PromptError::TemplateDropsUser)?;
+                (tokenizer.encode(before, false)?.ids, tokenizer.encode(after, false)?.ids)
+            }
+            None => (tokenizer.encode("", true)?.ids, Vec::new()),
+        };
+        prompt.push_plain(&before);
+        for source in sources {
+            prompt.push_source(source, tokenizer)?;
+        }
+        prompt.question = Some(prompt.ids.len());
+        let asked = match template {
+            Some(_) => format!("\n\n{question}"),
+            None => format!("\nQuestion: {question}\nAnswer:"),
+        };
+        prompt.push_plain(&tokenizer.encode_text(&asked)?.ids);
+        prompt.push_plain(&after);
+        Ok(prompt)
+    }
+
+    /// The context and the question as prompts of their own, to ask several questions of one context.
+    ///
+    /// # Panics
+    /// If the prompt has no question.
+    pub fn split(mut self) -> (Self, Self) {
+        let at = self.question.expect("a prompt that was asked has a question");
+        let question = Self {
+            ids: self.ids.split_off(at),
+            origins: self.origins.split_off(at),
+            question: Some(0),
+            sources: Vec::new(),
+        };
+        (self.context_only(), question)
+    }
+
+    /// The begin token and a text to continue, without question or template.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn text(source: &Source, tokenizer: &Tokenizer) -> Result<Self, PromptError> {
+        let mut prompt = Self::default();
+        prompt.push_plain(&tokenizer.encode("", true)?.ids);
+        prompt.push_source(source, tokenizer)?;
+        Ok(prompt)
+    }
+
+    /// Says that all of it is context, and the question follows in another prompt.
+    fn context_only(mut self) -> Self {
+        self.question = Some(self.ids.len());
+        self
+    }
+
+    /// Tokens that stand in a source.
+    pub fn context_tokens(&self) -> usize {
+        self.origins.iter().flatten().count()
+    }
+
+    fn push_plain(&mut self, ids: &[u32]) {
+        self.ids.extend_from_slice(ids);
+        self.origins.resize(self.ids.len(), None);
+    }
+
+    fn push_source(&mut self, source: &Source, tokenizer: &Tokenizer) -> Result<(), PromptError> {
+        if u32::try_from(source.text.len()).is_err() {
+            return Err(PromptError::SourceTooLarge { name: source.name.clone(), bytes: source.text.len() });
+        }
+        let index = self.sources.len() as u32;
+        let encoded = tokenizer.encode_text(&source.text)?;
+        self.ids.extend_from_slice(&encoded.ids);
+        let origin = |r: &std::ops::Range<usize>| Origin { source: index, start: r.start as u32, end: r.end as u32 };
+        self.origins.extend(encoded.offsets.iter().map(|r| Some(origin(r))));
+        self.sources.push((source.name.clone(), source.text.clone()));
+        Ok(())
+    }
+}
+
+const MARK: &str = "\u{F8FF}";
+
+/// Why a prompt could not be put together.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PromptError {
+    /// Template or tokenizer failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The template leaves out the user's message.
+    #[error("the chat template does not render the user's message; use --no-template")]
+    TemplateDropsUser,
+    /// Byte offsets are kept in 32 bits.
+    #[error("source `{name}` has {bytes} bytes; a source may have at most 4 GiB: split it")]
+    SourceTooLarge {
+        /// Name of the source.
+        name: String,
+        /// Its size.
+        bytes: usize,
+    },
+}

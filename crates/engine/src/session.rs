@@ -1,0 +1,379 @@
+//! A session: one model reading and answering under one method.
+
+use crate::evidence::{Evidence, passages};
+use crate::progress::{Cancel, Meter, Progress};
+use crate::prompt::Prompt;
+use crate::sampler::{Sampler, Sampling};
+use reattention::methods::{Method, Step, StepKind};
+use reattention::rope::RopeConfig;
+use reattention::{Context, KvDtype, LayerTrace, MethodError, SourceMap, TruncateError};
+use reattention_kernels::Backend;
+use reattention_model::{Logits, Model, Scratch, Tokenizer};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Why a session could not go on. It stands as it stood before the step that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// There is nothing to read.
+    #[error("the prompt is empty; give at least one token")]
+    EmptyPrompt,
+    /// Generation was asked for before anything was read.
+    #[error("nothing was read yet, so there is nothing to continue; prefill a prompt first")]
+    NothingRead,
+    /// A token id the model does not have.
+    #[error("token {token} is not below the model's vocabulary of {vocab_size}; tokenizer and model do not belong together")]
+    UnknownToken {
+        /// The id.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// The caller cancelled. The session holds what was read until then.
+    #[error("cancelled after {done} of {total} tokens; the session holds what was read")]
+    Cancelled {
+        /// Tokens fed.
+        done: usize,
+        /// Tokens to feed.
+        total: usize,
+    },
+    /// The method refused.
+    #[error(transparent)]
+    Method(#[from] MethodError),
+    /// The context cannot be rolled back that far.
+    #[error(transparent)]
+    Truncate(#[from] TruncateError),
+}
+
+/// One model reading and answering under one method. Sessions share nothing but the model and the backend.
+#[derive(Debug)]
+pub struct Session {
+    model: Arc<Model>,
+    context: Context,
+    scratch: Scratch,
+    /// Tokens in the context.
+    ids: Vec<u32>,
+    /// Generated tokens that were not fed yet: the last one of an answer.
+    pending: Vec<u32>,
+    sources: SourceMap,
+    texts: Vec<String>,
+    /// Logits after the last token, `[vocab_size]`; empty before the first.
+    logits: Vec<f32>,
+}
+
+/// What a prefill did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prefilled {
+    /// Tokens fed.
+    pub tokens: usize,
+    /// Time taken.
+    pub elapsed: Duration,
+}
+
+/// What to generate and when to stop.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// Most tokens to generate.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Tokens that end the answer and are not part of it.
+    pub stop_tokens: Vec<u32>,
+    /// Texts that end the answer and are not part of it.
+    pub stop_strings: Vec<String>,
+    /// Passages of evidence wanted; 0 saves the work of gathering it.
+    pub evidence: usize,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 256,
+            sampling: Sampling::default(),
+            stop_tokens: Vec::new(),
+            stop_strings: Vec::new(),
+            evidence: 0,
+        }
+    }
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// As many tokens as asked for.
+    Length,
+    /// A stop token.
+    StopToken,
+    /// A stop string.
+    StopString,
+    /// The caller cancelled.
+    Cancelled,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// Its tokens, without a stop token.
+    pub ids: Vec<u32>,
+    /// Its text, without a stop string.
+    pub text: String,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Time taken.
+    pub elapsed: Duration,
+    /// The passages its tokens looked at most.
+    pub evidence: Vec<Evidence>,
+}
+
+impl Session {
+    /// An empty session. `rope` replaces the model's own frequencies.
+    pub fn new(
+        model: Arc<Model>,
+        method: Box<dyn Method>,
+        rope: Option<RopeConfig>,
+        kv: KvDtype,
+        backend: Arc<dyn Backend>,
+    ) -> Self {
+        Self {
+            context: Context::new(model.shape(), method, rope, kv, backend),
+            model,
+            scratch: Scratch::default(),
+            ids: Vec::new(),
+            pending: Vec::new(),
+            sources: SourceMap::default(),
+            texts: Vec::new(),
+            logits: Vec::new(),
+        }
+    }
+
+    /// Tokens read and generated so far, a generated one not fed yet included.
+    pub fn len(&self) -> usize {
+        self.ids.len() + self.pending.len()
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The method.
+    pub fn method(&self) -> &dyn Method {
+        self.context.method()
+    }
+
+    /// Logits after the last token read, `[vocab_size]`; empty before the first.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// The most keys any query has attended to.
+    pub fn attended_max(&self) -> usize {
+        self.context.attended_max()
+    }
+
+    /// Memory held by keys and values, in bytes.
+    pub fn kv_bytes(&self) -> usize {
+        self.context.kv_bytes()
+    }
+
+    /// Reads a prompt after what was read before. `progress` is called after every step.
+    ///
+    /// # Errors
+    /// When the prompt is empty or holds unknown tokens (nothing is read then), the caller cancels, or the method
+    /// refuses (what was read until then stays).
+    pub fn prefill(
+        &mut self,
+        prompt: &Prompt,
+        cancel: &Cancel,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<Prefilled, SessionError> {
+        if prompt.ids.is_empty() {
+            return Err(SessionError::EmptyPrompt);
+        }
+        self.check(&prompt.ids)?;
+        let first_source = self.texts.len() as u32;
+        for (name, text) in &prompt.sources {
+            self.sources.add_source(name.clone());
+            self.texts.push(text.clone());
+        }
+        let mut ids = std::mem::take(&mut self.pending);
+        let carried = ids.len();
+        ids.extend_from_slice(&prompt.ids);
+        let base = self.ids.len();
+        let question = prompt.question.map(|q| base + carried + q);
+        let steps = self.context.method().schedule(base..base + ids.len(), question);
+        let mut meter = Meter::new(ids.len());
+        let start = Instant::now();
+        for (i, step) in steps.iter().enumerate() {
+            let done = step.tokens.start - base;
+            if cancel.is_cancelled() {
+                return Err(SessionError::Cancelled { done, total: ids.len() });
+            }
+            let want = if i + 1 == steps.len() { Logits::Last } else { Logits::None };
+            let tokens = &ids[done..step.tokens.end - base];
+            let logits = self.feed(tokens, step, &want)?;
+            for token in done..step.tokens.end - base {
+                let origin = token.checked_sub(carried).and_then(|t| prompt.origins[t]);
+                self.sources.push(origin.map(|o| reattention::Origin { source: o.source + first_source, ..o }));
+            }
+            if !logits.is_empty() {
+                self.logits = logits;
+            }
+            progress(meter.at(step.tokens.end - base));
+        }
+        Ok(Prefilled { tokens: ids.len(), elapsed: start.elapsed() })
+    }
+
+    /// Continues after what was read, token by token. `on_text` is called with each complete piece of text; it needs a
+    /// tokenizer, as stop strings do.
+    ///
+    /// # Errors
+    /// When nothing was read yet, or the method refuses.
+    pub fn generate(
+        &mut self,
+        options: &GenerateOptions,
+        tokenizer: Option<&Tokenizer>,
+        cancel: &Cancel,
+        mut on_text: impl FnMut(&str),
+    ) -> Result<Generation, SessionError> {
+        if self.logits.is_empty() {
+            return Err(SessionError::NothingRead);
+        }
+        let start = Instant::now();
+        let mut sampler = Sampler::new(options.sampling.clone());
+        let mut stream = tokenizer.map(Tokenizer::decode_stream);
+        let (mut ids, mut text, mut shown) = (Vec::new(), String::new(), 0);
+        let mut finish = Finish::Length;
+        while ids.len() < options.max_new_tokens {
+            if cancel.is_cancelled() {
+                finish = Finish::Cancelled;
+                break;
+            }
+            self.feed_pending()?;
+            let token = sampler.sample(&self.logits, &self.ids);
+            if options.stop_tokens.contains(&token) {
+                finish = Finish::StopToken;
+                break;
+            }
+            ids.push(token);
+            self.pending.push(token);
+            if let Some(stream) = &mut stream {
+                text.push_str(&stream.push(token));
+                if let Some(at) = options.stop_strings.iter().filter_map(|s| text.find(s.as_str())).min() {
+                    text.truncate(at);
+                    finish = Finish::StopString;
+                    break;
+                }
+                // Text that may turn into a stop string is held back.
+                let safe = text.len() - held_back(&text, &options.stop_strings);
+                if safe > shown {
+                    on_text(&text[shown..safe]);
+                    shown = safe;
+                }
+            }
+        }
+        if let Some(stream) = stream.filter(|_| finish != Finish::StopString) {
+            text.push_str(&stream.finish());
+        }
+        if text.len() > shown {
+            on_text(&text[shown..]);
+        }
+        let elapsed = start.elapsed();
+        let evidence = if options.evidence > 0 {
+            let mass = self.context.record_mass(false);
+            passages(&mass, &self.sources, &self.texts, self.context.method().sinks(), options.evidence)
+        } else {
+            Vec::new()
+        };
+        Ok(Generation { ids, text, finish, elapsed, evidence })
+    }
+
+    /// Gathers evidence from now on: call it before the prefill whose last token already looks for the answer.
+    pub fn gather_evidence(&mut self) {
+        self.context.record_mass(true);
+    }
+
+    /// Records what the method selects from now on, or stops; returns what was recorded.
+    pub fn trace(&mut self, on: bool) -> Vec<LayerTrace> {
+        self.context.trace(on)
+    }
+
+    /// Rolls back to the first `n` tokens, so that another question can be asked of the same context.
+    ///
+    /// # Errors
+    /// When the method has released tokens it would need; [`Session::pin`] prevents that.
+    pub fn truncate(&mut self, n: usize) -> Result<(), SessionError> {
+        self.context.truncate(n.min(self.ids.len()))?;
+        self.ids.truncate(n);
+        self.pending.clear();
+        self.sources.truncate(n);
+        self.logits.clear();
+        Ok(())
+    }
+
+    /// Keeps whatever a roll-back to the current length needs.
+    pub fn pin(&mut self) {
+        self.context.pin();
+    }
+
+    /// Feeds tokens as one step of the caller's making and returns the logits wanted; for evaluations.
+    ///
+    /// # Errors
+    /// When a token is unknown or the method refuses.
+    pub fn feed_step(&mut self, tokens: &[u32], kind: StepKind, want: &Logits) -> Result<Vec<f32>, SessionError> {
+        self.check(tokens)?;
+        let start = self.ids.len();
+        let logits = self.feed(tokens, &Step { tokens: start..start + tokens.len(), kind }, want)?;
+        tokens.iter().for_each(|_| self.sources.push(None));
+        Ok(logits)
+    }
+
+    fn feed(&mut self, tokens: &[u32], step: &Step, want: &Logits) -> Result<Vec<f32>, SessionError> {
+        let logits = self.model.forward(tokens, step, &mut self.context, &mut self.scratch, want, None)?;
+        self.ids.extend_from_slice(tokens);
+        Ok(logits)
+    }
+
+    fn feed_pending(&mut self) -> Result<(), SessionError> {
+        if let Some(token) = self.pending.pop() {
+            match self.feed_step(&[token], StepKind::Decode, &Logits::Last) {
+                Ok(logits) => self.logits = logits,
+                Err(error) => {
+                    self.pending.push(token);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<(), SessionError> {
+        let vocab_size = self.model.config().vocab_size;
+        match tokens.iter().find(|t| **t as usize >= vocab_size) {
+            Some(&token) => Err(SessionError::UnknownToken { token, vocab_size }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Bytes at the end of `text` that could be the beginning of a stop string.
+fn held_back(text: &str, stops: &[String]) -> usize {
+    let longest = |stop: &String| {
+        (1..stop.len()).rev().find(|&n| stop.is_char_boundary(n) && text.ends_with(&stop[..n])).unwrap_or(0)
+    };
+    stops.iter().map(longest).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_a_stop_string_is_held_back() {
+        let stops = vec!["\nUser:".to_string(), "END".to_string()];
+        assert_eq!(held_back("hello", &stops), 0);
+        assert_eq!(held_back("hello\nUs", &stops), 3);
+        assert_eq!(held_back("the EN", &stops), 2);
+    }
+}

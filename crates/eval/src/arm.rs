@@ -1,0 +1,67 @@
+//! What is compared: a method with its settings.
+
+use reattention::methods::{Method, build};
+use reattention::rope::RopeConfig;
+use reattention::{KvDtype, MethodError, Settings};
+use reattention_engine::{Engine, PromptError, Session, SessionError};
+use reattention_model::ModelError;
+
+/// A method with its settings, one column of a comparison.
+#[derive(Clone, Debug)]
+pub struct Arm {
+    /// Name of the method.
+    pub method: String,
+    /// Its settings.
+    pub settings: Settings,
+    /// Replaces the model's own frequencies.
+    pub rope: Option<RopeConfig>,
+    /// Type of cached keys and values.
+    pub kv: KvDtype,
+}
+
+impl Arm {
+    /// The method for a model.
+    ///
+    /// # Errors
+    /// When the method refuses its settings or the model.
+    pub fn build(&self, engine: &Engine) -> Result<Box<dyn Method>, MethodError> {
+        build(&self.method, &self.settings, engine.model().shape())
+    }
+
+    /// A fresh session.
+    ///
+    /// # Errors
+    /// As [`Arm::build`].
+    pub fn session(&self, engine: &Engine) -> Result<Session, MethodError> {
+        Ok(engine.session(self.build(engine)?, self.rope.clone(), self.kv))
+    }
+}
+
+/// Why an evaluation stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// The method refused.
+    #[error(transparent)]
+    Method(#[from] MethodError),
+    /// The session failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The prompt could not be made.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The text could not be made.
+    #[error(transparent)]
+    Text(#[from] crate::text::TextError),
+    /// There is too little text.
+    #[error("the text has {tokens} tokens; at least {needed} are needed")]
+    TooShort {
+        /// Tokens it has.
+        tokens: usize,
+        /// Tokens needed.
+        needed: usize,
+    },
+}

@@ -1,0 +1,191 @@
+//! Tables and figures of results, as text, Markdown and SVG.
+
+use crate::suites::{needle, perplexity};
+use std::fmt::Write;
+
+/// Needle accuracy, one line a method and length, one column a depth.
+pub fn needle_table(cells: &[needle::Cell]) -> String {
+    let depths = distinct(cells.iter().map(|c| c.depth));
+    let mut rows = vec![
+        ["method", "tokens"].map(String::from).into_iter().chain(depths.iter().map(|d| format!("{d}%"))).collect::<Vec<_>>(),
+    ];
+    rows[0].extend(["mean", "s a question", "peak MiB"].map(String::from));
+    for group in groups(cells) {
+        let mut row = vec![group[0].method.clone(), group[0].length.to_string()];
+        row.extend(group.iter().map(|c| format!("{:.2}", accuracy(&[c]))));
+        row.push(format!("{:.2}", accuracy(&group)));
+        let (seconds, samples) = (group.iter().map(|c| c.seconds).sum::<f64>(), group.iter().map(|c| c.samples).sum::<usize>());
+        row.push(format!("{:.2}", seconds / samples.max(1) as f64));
+        row.push(group.iter().filter_map(|c| c.peak_rss_bytes).max().map_or("-".into(), |b| (b >> 20).to_string()));
+        rows.push(row);
+    }
+    markdown(&rows)
+}
+
+/// Perplexity, one line a method, one column a bucket.
+pub fn perplexity_table(buckets: &[perplexity::Bucket]) -> String {
+    let first = |method: &str| buckets.iter().filter(|b| b.method == *method).collect::<Vec<_>>();
+    let methods = distinct(buckets.iter().map(|b| b.method.clone()));
+    let mut rows = Vec::new();
+    for method in &methods {
+        let of = first(method);
+        if rows.is_empty() {
+            let header = of.iter().map(|b| format!("{}-{}", b.from, b.to));
+            rows.push(std::iter::once("method".to_string()).chain(header).collect());
+        }
+        rows.push(std::iter::once(method.clone()).chain(of.iter().map(|b| number(b.perplexity))).collect());
+    }
+    markdown(&rows)
+}
+
+/// Heat maps of needle accuracy, one a method: length to the right, depth downwards. Opens in any browser.
+pub fn needle_svg(cells: &[needle::Cell]) -> String {
+    const CELL: (usize, usize) = (64, 32);
+    let methods = distinct(cells.iter().map(|c| c.method.clone()));
+    let lengths = distinct(cells.iter().map(|c| c.length));
+    let depths = distinct(cells.iter().map(|c| c.depth));
+    let (left, top) = (70, 40);
+    let panel = top + CELL.1 * depths.len() + 34;
+    let (width, height) = (left + CELL.0 * lengths.len().max(3) + 20, panel * methods.len() + 10);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    );
+    for (m, method) in methods.iter().enumerate() {
+        let y0 = m * panel + top;
+        let _ = writeln!(svg, "<text x=\"{left}\" y=\"{}\" font-size=\"15\" font-weight=\"bold\">{}</text>", y0 - 14, escape(method));
+        for (d, depth) in depths.iter().enumerate() {
+            let y = y0 + d * CELL.1;
+            let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{depth}%</text>", left - 8, y + CELL.1 / 2 + 4);
+            for (l, length) in lengths.iter().enumerate() {
+                let Some(cell) = cells.iter().find(|c| c.method == *method && c.length == *length && c.depth == *depth) else { continue };
+                let (x, share) = (left + l * CELL.0, accuracy(&[cell]));
+                let ink = if share > 0.6 { "white" } else { "black" };
+                let _ = writeln!(svg, "<rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{}\" fill=\"{}\"/>", CELL.0 - 2, CELL.1 - 2, colour(share));
+                let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"{ink}\">{share:.2}</text>", x + CELL.0 / 2 - 1, y + CELL.1 / 2 + 3);
+            }
+        }
+        for (l, length) in lengths.iter().enumerate() {
+            let (x, y) = (left + l * CELL.0 + CELL.0 / 2 - 1, y0 + CELL.1 * depths.len() + 14);
+            let _ = writeln!(svg, "<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">{}</text>", short(*length));
+        }
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+/// A length as people say it: 512, 4k, 1m.
+pub fn short(tokens: usize) -> String {
+    match tokens {
+        n if n >= 1 << 20 && n.is_multiple_of(1 << 20) => format!("{}m", n >> 20),
+        n if n >= 1 << 10 && n.is_multiple_of(1 << 10) => format!("{}k", n >> 10),
+        n => n.to_string(),
+    }
+}
+
+/// Share of right answers over cells.
+fn accuracy(cells: &[&needle::Cell]) -> f64 {
+    let (correct, samples) = cells.iter().fold((0, 0), |(c, s), cell| (c + cell.correct, s + cell.samples));
+    correct as f64 / samples.max(1) as f64
+}
+
+/// Cells of one method and length, in their order.
+fn groups(cells: &[needle::Cell]) -> Vec<Vec<&needle::Cell>> {
+    let mut groups: Vec<Vec<&needle::Cell>> = Vec::new();
+    for method in distinct(cells.iter().map(|c| c.method.clone())) {
+        for length in distinct(cells.iter().map(|c| c.length)) {
+            let group: Vec<_> = cells.iter().filter(|c| c.method == method && c.length == length).collect();
+            if !group.is_empty() {
+                groups.push(group);
+            }
+        }
+    }
+    groups
+}
+
+fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut seen = Vec::new();
+    for value in values {
+        if !seen.contains(&value) {
+            seen.push(value);
+        }
+    }
+    seen
+}
+
+/// Rows as a Markdown table that also reads well as plain text; the first is the header.
+fn markdown(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut table = String::new();
+    for (i, row) in rows.iter().enumerate() {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(c, (s, &w))| if c == 0 { format!("{s:<w$}") } else { format!("{s:>w$}") })
+            .collect();
+        let _ = writeln!(table, "| {} |", cells.join(" | "));
+        if i == 0 {
+            let rule: Vec<String> = widths
+                .iter()
+                .enumerate()
+                .map(|(c, &w)| if c == 0 { "-".repeat(w) } else { format!("{}:", "-".repeat(w.saturating_sub(1))) })
+                .collect();
+            let _ = writeln!(table, "| {} |", rule.join(" | "));
+        }
+    }
+    table
+}
+
+fn number(x: f64) -> String {
+    if x < 1000.0 { format!("{x:.2}") } else { format!("{x:.2e}") }
+}
+
+/// From pale red (0) over yellow to green (1).
+fn colour(share: f64) -> String {
+    let mix = |a: f64, b: f64, t: f64| (a + (b - a) * t).round() as u8;
+    let (from, to, t) = if share < 0.5 {
+        ((244.0, 204.0, 204.0), (255.0, 229.0, 153.0), share * 2.0)
+    } else {
+        ((255.0, 229.0, 153.0), (39.0, 119.0, 66.0), share * 2.0 - 1.0)
+    };
+    format!("#{:02x}{:02x}{:02x}", mix(from.0, to.0, t), mix(from.1, to.1, t), mix(from.2, to.2, t))
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(method: &str, length: usize, depth: f64, correct: usize) -> needle::Cell {
+        needle::Cell {
+            method: method.into(),
+            length,
+            depth,
+            samples: 4,
+            correct,
+            seconds: 2.0,
+            peak_rss_bytes: Some(5 << 20),
+        }
+    }
+
+    #[test]
+    fn a_table_has_a_line_for_each_method_and_length() {
+        let table = needle_table(&[cell("full", 512, 0.0, 4), cell("full", 512, 50.0, 2), cell("other", 512, 0.0, 0), cell("other", 512, 50.0, 1)]);
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines[0], "| method | tokens |   0% |  50% | mean | s a question | peak MiB |");
+        assert_eq!(lines[2], "| full   |    512 | 1.00 | 0.50 | 0.75 |         0.50 |        5 |");
+        assert_eq!(lines.len(), 4);
+    }
+
+    #[test]
+    fn the_heat_map_is_well_formed_and_names_what_it_shows() {
+        let svg = needle_svg(&[cell("a<b", 1 << 20, 0.0, 4), cell("a<b", 4096, 100.0, 0)]);
+        assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
+        assert!(svg.contains("a&lt;b") && svg.contains(">1m<") && svg.contains(">4k<") && svg.contains(">1.00<"));
+    }
+}

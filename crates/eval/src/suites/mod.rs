@@ -1,0 +1,4 @@
+//! Suites: one file each.
+
+pub mod needle;
+pub mod perplexity;
