@@ -1,6 +1,7 @@
 //! A model on disk or in memory: open it, plan its memory, load it.
 
-use crate::weights::{self, Layout, SafeTensors, Source, WeightPlan, Weights};
+use crate::weights::gguf::Gguf;
+use crate::weights::{self, Layout, SafeTensors, Source, TensorStore, WeightPlan, Weights};
 use crate::{ChatTemplate, Config, ModelError, Tokenizer};
 use std::path::{Path, PathBuf};
 
@@ -8,8 +9,13 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Checkpoint {
     config: Config,
-    store: SafeTensors,
-    texts: Texts,
+    files: Files,
+}
+
+#[derive(Debug)]
+enum Files {
+    HuggingFace(SafeTensors, Texts),
+    Gguf(Gguf),
 }
 
 /// Where tokenizer and chat template are.
@@ -47,20 +53,28 @@ pub fn load(path: &Path) -> Result<(Config, Weights), ModelError> {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face folder. Only headers are read.
+    /// Opens a Hugging Face folder or a GGUF file. Only headers are read.
     ///
     /// # Errors
     /// When there is no model, or a file of it is not valid or not supported.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        if !path.is_dir() {
-            let reason = "it is no folder with config.json and safetensors".into();
-            return Err(ModelError::NoModel { path: path.into(), reason });
+        if path.is_dir() {
+            let config = Config::from_dir(path)?;
+            return Ok(Self {
+                config,
+                files: Files::HuggingFace(SafeTensors::open(path)?, Texts::Dir(path.into())),
+            });
         }
-        Ok(Self {
-            config: Config::from_dir(path)?,
-            store: SafeTensors::open(path)?,
-            texts: Texts::Dir(path.into()),
-        })
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            return Self::from_gguf(Gguf::open(path)?);
+        }
+        std::fs::metadata(path).map_err(ModelError::io(path))?;
+        let reason = "it is neither a folder with config.json and safetensors nor a .gguf file".into();
+        Err(ModelError::NoModel { path: path.into(), reason })
+    }
+
+    fn from_gguf(gguf: Gguf) -> Result<Self, ModelError> {
+        Ok(Self { config: gguf.config()?, files: Files::Gguf(gguf) })
     }
 
     /// Opens a model in memory.
@@ -75,7 +89,7 @@ impl Checkpoint {
         }
         let source = Source::memory(file("model.safetensors"), bundle.weights);
         let store = SafeTensors::from_sources(Path::new(bundle.name), vec![source])?;
-        Ok(Self { config, store, texts: Texts::Bundle(*bundle) })
+        Ok(Self { config, files: Files::HuggingFace(store, Texts::Bundle(*bundle)) })
     }
 
     /// Its configuration.
@@ -93,7 +107,7 @@ impl Checkpoint {
     /// # Errors
     /// Names the first tensor that is missing or does not fit.
     pub fn plan(&self) -> Result<WeightPlan, ModelError> {
-        weights::plan(&self.config, self.layout(), &self.store)
+        weights::plan(&self.config, self.layout(), self.store())
     }
 
     /// Reads the weights.
@@ -101,7 +115,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::plan`], or when a file cannot be read.
     pub fn load(&self) -> Result<Weights, ModelError> {
-        weights::load(&self.config, self.layout(), &self.store)
+        weights::load(&self.config, self.layout(), self.store())
     }
 
     /// Its tokenizer.
@@ -109,9 +123,12 @@ impl Checkpoint {
     /// # Errors
     /// When it has none, or one that cannot be read.
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
-        match &self.texts {
-            Texts::Dir(dir) => Tokenizer::from_dir(dir),
-            Texts::Bundle(b) => Tokenizer::from_json(b.tokenizer, b.tokenizer_config, b.name),
+        match &self.files {
+            Files::Gguf(gguf) => gguf.tokenizer(),
+            Files::HuggingFace(_, Texts::Dir(dir)) => Tokenizer::from_dir(dir),
+            Files::HuggingFace(_, Texts::Bundle(b)) => {
+                Tokenizer::from_json(b.tokenizer, b.tokenizer_config, b.name)
+            }
         }
     }
 
@@ -120,14 +137,27 @@ impl Checkpoint {
     /// # Errors
     /// When it is not valid.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>, ModelError> {
-        match &self.texts {
-            Texts::Dir(dir) => ChatTemplate::from_dir(dir),
-            Texts::Bundle(b) => ChatTemplate::from_texts(b.tokenizer_config, None),
+        match &self.files {
+            Files::Gguf(gguf) => gguf.chat_template(),
+            Files::HuggingFace(_, Texts::Dir(dir)) => ChatTemplate::from_dir(dir),
+            Files::HuggingFace(_, Texts::Bundle(b)) => ChatTemplate::from_texts(b.tokenizer_config, None),
+        }
+    }
+
+    fn store(&self) -> &dyn TensorStore {
+        match &self.files {
+            Files::HuggingFace(store, _) => store,
+            Files::Gguf(gguf) => gguf,
         }
     }
 
     fn layout(&self) -> Layout {
         let family = self.config.family;
-        Layout { names: family.tensors, packed_qkv: family.packed_qkv, interleaved: false }
+        match &self.files {
+            Files::HuggingFace(..) => {
+                Layout { names: family.tensors, packed_qkv: family.packed_qkv, interleaved: false }
+            }
+            Files::Gguf(gguf) => gguf.layout(family),
+        }
     }
 }

@@ -12,7 +12,7 @@ fn sentencepiece() -> Tokenizer {
         let id = vocab.len();
         vocab.insert(token.to_string(), id.into());
     };
-    ["<unk>", "<s>", "</s>"].map(&mut add);
+    ["<unk>", "<s>", "</s>"].into_iter().for_each(&mut add);
     (0..=255).for_each(|b| add(&format!("<0x{b:02X}>")));
     "▁abcdefghijklmnopqrstuvwxyz.,\n".chars().for_each(|c| add(&c.to_string()));
     let merges =

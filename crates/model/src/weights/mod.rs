@@ -1,5 +1,6 @@
 //! The weights of a model, checked against its configuration and read tensor by tensor.
 
+pub(crate) mod gguf;
 mod safetensors;
 mod source;
 
@@ -9,6 +10,8 @@ pub use source::Source;
 use crate::family::TensorNames;
 use crate::linear::{Linear, Weight};
 use crate::{Config, ModelError};
+use candle_core::quantized::GgmlDType;
+use reattention_kernels::{Matrix, MatrixData};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -53,6 +56,9 @@ pub struct LayerWeights {
     pub down: Linear,
 }
 
+#[cfg(test)]
+mod tests;
+
 impl Weights {
     /// Memory held, in bytes; tied matrices count once.
     pub fn bytes(&self) -> usize {
@@ -91,6 +97,7 @@ pub(crate) enum Element {
     F32,
     F16,
     Bf16,
+    Quantised(GgmlDType),
 }
 
 /// A tensor found in a checkpoint.
@@ -102,7 +109,7 @@ pub(crate) struct Stored {
 }
 
 /// A checkpoint's tensors by full name. `matrix` and `vector` are only asked for tensors whose shape was checked.
-pub(crate) trait TensorStore {
+pub(crate) trait TensorStore: std::fmt::Debug + Send + Sync {
     /// Name of the whole, for messages.
     fn name(&self) -> &str;
     /// The tensor's description, `None` when it is not there, an error when its type cannot be used.
@@ -110,7 +117,12 @@ pub(crate) trait TensorStore {
     /// Rows `pieces` of a matrix of `cols` columns, one after the other.
     fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Weight, ModelError>;
     /// Elements `pieces` of a vector, one after the other, in f32.
-    fn vector(&self, name: &str, pieces: &Pieces) -> Result<Vec<f32>, ModelError>;
+    fn vector(&self, name: &str, pieces: &Pieces) -> Result<Vec<f32>, ModelError> {
+        Ok(match self.matrix(name, 1, pieces)? {
+            Weight::Dense(matrix) => widen(&matrix),
+            Weight::Quantised(_) => Vec::new(),
+        })
+    }
 }
 
 /// The rows to take from a stored tensor, in order.
@@ -151,10 +163,10 @@ pub(crate) struct Layout {
 }
 
 /// A stored tensor that the model needs, and the part of it that one layer takes.
-struct Slot {
-    name: String,
-    shape: Vec<usize>,
-    pieces: Pieces,
+pub(crate) struct Slot {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) pieces: Pieces,
 }
 
 /// Checks that every tensor is there with the right shape and type, and adds up what loading takes.
@@ -170,14 +182,16 @@ pub(crate) fn plan(
         let elements: u64 =
             slot.shape[1..].iter().map(|&d| d as u64).product::<u64>() * slot.pieces.rows() as u64;
         // Vectors are held in f32 whatever they are stored in.
-        let (name, bytes) = if slot.shape.len() == 1 {
-            ("f32", elements * 4)
-        } else {
-            stored.element.name_and_bytes(elements)
+        let (name, bytes) = match slot.shape.len() {
+            1 => ("f32".to_string(), elements * 4),
+            _ => stored.element.name_and_bytes(elements),
         };
+        if let Element::Quantised(_) = stored.element {
+            plan.bytes_scratch = plan.bytes_scratch.max(bytes);
+        }
         plan.params += elements;
         plan.bytes_resident += bytes;
-        *plan.bytes_by_type.entry(name.into()).or_default() += bytes;
+        *plan.bytes_by_type.entry(name).or_default() += bytes;
         Ok(())
     };
     let roles = Roles { config, layout };
@@ -240,21 +254,21 @@ pub(crate) fn load(config: &Config, layout: Layout, store: &dyn TensorStore) -> 
 }
 
 /// Names, shapes and rows of every tensor of a configuration.
-struct Roles<'a> {
-    config: &'a Config,
-    layout: Layout,
+pub(crate) struct Roles<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) layout: Layout,
 }
 
 /// One linear layer: which tensor and which of its rows.
-struct Role {
+pub(crate) struct Role {
     base: String,
     shape: [usize; 2],
     pieces: Pieces,
-    bias: bool,
+    pub(crate) bias: bool,
 }
 
 impl Role {
-    fn slot(&self, end: &str) -> Slot {
+    pub(crate) fn slot(&self, end: &str) -> Slot {
         let shape = if end == ".bias" { vec![self.shape[0]] } else { self.shape.to_vec() };
         Slot { name: format!("{}{end}", self.base), shape, pieces: self.pieces.clone() }
     }
@@ -262,7 +276,7 @@ impl Role {
 
 impl Roles<'_> {
     /// Query, key, value, output, gate, up, down.
-    fn linears(&self, layer: usize) -> [Role; 7] {
+    pub(crate) fn linears(&self, layer: usize) -> [Role; 7] {
         let (c, names) = (self.config, self.layout.names);
         let (q_rows, kv_rows, group) =
             (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_heads / c.n_kv_heads);
@@ -302,7 +316,7 @@ impl Roles<'_> {
     }
 
     /// Norms before attention and MLP, then of query and key where the family has them.
-    fn norms(&self, layer: usize) -> Vec<Slot> {
+    pub(crate) fn norms(&self, layer: usize) -> Vec<Slot> {
         let (c, names) = (self.config, self.layout.names);
         let vector = |name: &str, len| Slot {
             name: format!("{}.weight", name.replace("{}", &layer.to_string())),
@@ -316,17 +330,17 @@ impl Roles<'_> {
         slots
     }
 
-    fn embed(&self) -> Slot {
+    pub(crate) fn embed(&self) -> Slot {
         self.table(self.layout.names.embed)
     }
 
-    fn norm(&self) -> Slot {
+    pub(crate) fn norm(&self) -> Slot {
         let hidden = self.config.hidden;
         let name = format!("{}.weight", self.layout.names.norm);
         Slot { name, shape: vec![hidden], pieces: Pieces::all(hidden) }
     }
 
-    fn lm_head(&self) -> Option<Slot> {
+    pub(crate) fn lm_head(&self) -> Option<Slot> {
         (!self.config.tie_embeddings).then(|| self.table(self.layout.names.lm_head))
     }
 
@@ -337,12 +351,27 @@ impl Roles<'_> {
 }
 
 impl Element {
-    fn name_and_bytes(self, elements: u64) -> (&'static str, u64) {
+    fn name_and_bytes(self, elements: u64) -> (String, u64) {
         match self {
-            Self::F32 => ("f32", elements * 4),
-            Self::F16 => ("f16", elements * 2),
-            Self::Bf16 => ("bf16", elements * 2),
+            Self::F32 => ("f32".into(), elements * 4),
+            Self::F16 => ("f16".into(), elements * 2),
+            Self::Bf16 => ("bf16".into(), elements * 2),
+            Self::Quantised(dtype) => {
+                let name = match format!("{dtype:?}").to_lowercase() {
+                    k if k.ends_with('k') => format!("{}_k", &k[..k.len() - 1]),
+                    other => other,
+                };
+                (name, elements / dtype.block_size() as u64 * dtype.type_size() as u64)
+            }
         }
+    }
+}
+
+fn widen(matrix: &Matrix) -> Vec<f32> {
+    match matrix.data() {
+        MatrixData::F32(d) => d.to_vec(),
+        MatrixData::F16(d) => d.iter().map(|x| x.to_f32()).collect(),
+        MatrixData::Bf16(d) => d.iter().map(|x| x.to_f32()).collect(),
     }
 }
 
@@ -364,6 +393,14 @@ fn check(store: &dyn TensorStore, slot: &Slot) -> Result<Stored, ModelError> {
             tensor: slot.name.clone(),
             expected: slot.shape.clone(),
             found: stored.shape,
+        });
+    }
+    if let (Element::Quantised(dtype), 1) = (stored.element, slot.shape.len()) {
+        return Err(ModelError::TensorType {
+            file: stored.file,
+            tensor: slot.name.clone(),
+            found: format!("{dtype:?}"),
+            supported: "F32, F16 and BF16 for a vector",
         });
     }
     Ok(stored)

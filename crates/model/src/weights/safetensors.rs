@@ -4,11 +4,9 @@ use super::source::Source;
 use super::{Element, Pieces, Stored, TensorStore};
 use crate::ModelError;
 use crate::linear::Weight;
-use reattention_kernels::{Buffer, Matrix, MatrixData};
 use safetensors::tensor::{Dtype, Metadata};
 use std::collections::HashMap;
 use std::path::{Component, Path};
-use std::sync::Arc;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -114,26 +112,6 @@ impl SafeTensors {
             help: String::new(),
         })
     }
-
-    /// Reads rows `pieces` of a matrix of `cols` columns, one after the other.
-    fn read<T: bytemuck::Pod>(
-        &self,
-        entry: &Entry,
-        pieces: &Pieces,
-        cols: usize,
-    ) -> Result<Buffer<T>, ModelError> {
-        let mut data = Buffer::<T>::zeroed(pieces.rows() * cols);
-        let source = &self.files[entry.file];
-        let row_bytes = cols * size_of::<T>();
-        let mut rest: &mut [u8] = bytemuck::cast_slice_mut(&mut data);
-        for piece in pieces.ranges() {
-            let (now, later) = rest.split_at_mut(piece.len() * row_bytes);
-            let offset = entry.offset + (piece.start * row_bytes) as u64;
-            source.read_at(offset, now).map_err(ModelError::io(Path::new(source.name())))?;
-            rest = later;
-        }
-        Ok(data)
-    }
 }
 
 impl TensorStore for SafeTensors {
@@ -162,27 +140,12 @@ impl TensorStore for SafeTensors {
 
     fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Weight, ModelError> {
         let entry = self.entry(name)?;
-        let data = match entry.dtype {
-            Dtype::F32 => MatrixData::F32(self.read(entry, pieces, cols)?),
-            Dtype::F16 => MatrixData::F16(self.read(entry, pieces, cols)?),
-            _ => MatrixData::Bf16(self.read(entry, pieces, cols)?),
+        let element = match entry.dtype {
+            Dtype::F32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            _ => Element::Bf16,
         };
-        let matrix = Matrix::new(pieces.rows(), cols, data);
-        matrix
-            .map(|m| Weight::Dense(Arc::new(m)))
-            .map_err(|e| ModelError::format(&self.name, "safetensors", e.to_string()))
-    }
-
-    fn vector(&self, name: &str, pieces: &Pieces) -> Result<Vec<f32>, ModelError> {
-        let mut out = vec![0.0; pieces.rows()];
-        if let Weight::Dense(matrix) = self.matrix(name, 1, pieces)? {
-            match matrix.data() {
-                MatrixData::F32(d) => out.copy_from_slice(d),
-                MatrixData::F16(d) => out.iter_mut().zip(&d[..]).for_each(|(o, x)| *o = x.to_f32()),
-                MatrixData::Bf16(d) => out.iter_mut().zip(&d[..]).for_each(|(o, x)| *o = x.to_f32()),
-            }
-        }
-        Ok(out)
+        self.files[entry.file].dense(element, entry.offset, cols, pieces)
     }
 }
 

@@ -1,9 +1,14 @@
 //! Where bytes come from: a file on disk, or memory.
 
+use super::{Element, Pieces};
+use crate::ModelError;
+use crate::linear::Weight;
+use reattention_kernels::{Buffer, Matrix, MatrixData, bf16, f16};
 use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Random access to the bytes of one file.
 ///
@@ -71,7 +76,59 @@ impl Source {
             }
         }
     }
+
+    /// Reads the rows `pieces`, of `row_bytes` each, of a matrix that starts at `offset`, one after the other.
+    pub(super) fn read_rows(
+        &self,
+        offset: u64,
+        row_bytes: usize,
+        pieces: &Pieces,
+        out: &mut [u8],
+    ) -> Result<(), ModelError> {
+        let mut rest = out;
+        for piece in pieces.ranges() {
+            let (now, later) = rest.split_at_mut(piece.len() * row_bytes);
+            let at = offset + (piece.start * row_bytes) as u64;
+            self.read_at(at, now).map_err(ModelError::io(Path::new(&self.name)))?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// The rows `pieces` of a dense matrix of `cols` columns, straight into aligned memory.
+    pub(super) fn dense(
+        &self,
+        element: Element,
+        offset: u64,
+        cols: usize,
+        pieces: &Pieces,
+    ) -> Result<Weight, ModelError> {
+        let data = match element {
+            Element::F32 => MatrixData::F32(self.buffer::<f32>(offset, cols, pieces)?),
+            Element::F16 => MatrixData::F16(self.buffer::<f16>(offset, cols, pieces)?),
+            _ => MatrixData::Bf16(self.buffer::<bf16>(offset, cols, pieces)?),
+        };
+        let matrix = Matrix::new(pieces.rows(), cols, data);
+        matrix
+            .map(|m| Weight::Dense(Arc::new(m)))
+            .map_err(|e| ModelError::format(&self.name, "tensor", e.to_string()))
+    }
+
+    fn buffer<T: bytemuck::Pod>(
+        &self,
+        offset: u64,
+        cols: usize,
+        pieces: &Pieces,
+    ) -> Result<Buffer<T>, ModelError> {
+        let mut data = Buffer::<T>::zeroed(pieces.rows() * cols);
+        self.read_rows(offset, cols * size_of::<T>(), pieces, bytemuck::cast_slice_mut(&mut data))?;
+        Ok(data)
+    }
 }
+
+// Tensors are little-endian in both formats and are read without conversion.
+#[cfg(target_endian = "big")]
+compile_error!("big-endian machines are not supported");
 
 #[cfg(unix)]
 fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {

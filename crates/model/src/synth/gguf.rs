@@ -1,0 +1,270 @@
+//! Random models as GGUF files, laid out as llama.cpp's converter does.
+
+use super::values::{StoredTensor, tensors};
+use super::{DenseType, Shape, text, write_error};
+use crate::family::GGUF;
+use crate::quant::row_bytes;
+use crate::weights::Layout;
+use crate::{Config, ModelError};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use reattention::rope::{RopeConfig, RopeScaling};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// Type of a GGUF file's matrices. Where a row is no whole number of a type's blocks, the next larger type that fits is
+/// taken, down to F16, as llama.cpp does; vectors are F32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GgufType {
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    F16,
+    /// 16 bits, bfloat16.
+    Bf16,
+    /// 8.5 bits, blocks of 32.
+    Q8_0,
+    /// 4.5 bits, blocks of 32.
+    Q4_0,
+    /// 4.5 bits, blocks of 256.
+    Q4K,
+    /// 5.5 bits, blocks of 256.
+    Q5K,
+    /// 6.6 bits, blocks of 256.
+    Q6K,
+}
+
+const ALIGNMENT: u64 = 32;
+
+/// Writes a model with its tokenizer to one GGUF file.
+///
+/// # Errors
+/// When there can be no such model, its rotary scaling has no GGUF form, or the file cannot be written.
+pub fn write_gguf(path: &Path, shape: &Shape, dtype: GgufType, seed: u64) -> Result<(), ModelError> {
+    let config = shape.config()?;
+    let interleaved = matches!(config.family.name, "llama" | "mistral" | "internlm2");
+    let tensors = tensors(&config, Layout { names: &GGUF, packed_qkv: false, interleaved }, seed)?;
+    let divisors = divisors(&config.rope);
+    let mut header = Header::default();
+    header.metadata(&config, shape)?;
+    let mut offset = 0;
+    let mut place = |header: &mut Header, name: &str, shape: &[usize], dtype: GgmlDType| {
+        header.tensor(name, shape, dtype, offset);
+        let cols = shape[shape.len() - 1];
+        let rows = shape.iter().product::<usize>() / cols;
+        let bytes = row_bytes(dtype, cols).unwrap_or_default() * rows;
+        offset += (bytes as u64).next_multiple_of(ALIGNMENT);
+    };
+    for tensor in &tensors {
+        place(&mut header, &tensor.name, &tensor.shape, dtype.of(tensor));
+    }
+    if !divisors.is_empty() {
+        place(&mut header, "rope_freqs.weight", &[divisors.len()], GgmlDType::F32);
+    }
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(ModelError::io(path))?);
+    let mut write = |bytes: &[u8]| {
+        let padding = (bytes.len() as u64).next_multiple_of(ALIGNMENT) as usize - bytes.len();
+        out.write_all(bytes)
+            .and_then(|()| out.write_all(&[0; ALIGNMENT as usize][..padding]))
+            .map_err(ModelError::io(path))
+    };
+    write(&header.bytes())?;
+    for tensor in &tensors {
+        write(&encode(tensor, dtype.of(tensor))?)?;
+    }
+    if !divisors.is_empty() {
+        let mut bytes = Vec::new();
+        DenseType::F32.encode(&divisors, &mut bytes);
+        write(&bytes)?;
+    }
+    out.flush().map_err(write_error)
+}
+
+impl GgufType {
+    fn of(self, tensor: &StoredTensor) -> GgmlDType {
+        if tensor.shape.len() == 1 {
+            return GgmlDType::F32;
+        }
+        let wanted = match self {
+            Self::F32 => GgmlDType::F32,
+            Self::F16 => GgmlDType::F16,
+            Self::Bf16 => GgmlDType::BF16,
+            Self::Q8_0 => GgmlDType::Q8_0,
+            Self::Q4_0 => GgmlDType::Q4_0,
+            Self::Q4K => GgmlDType::Q4K,
+            Self::Q5K => GgmlDType::Q5K,
+            Self::Q6K => GgmlDType::Q6K,
+        };
+        let fits = |dtype: &GgmlDType| tensor.cols().is_multiple_of(dtype.block_size());
+        [wanted, GgmlDType::Q8_0].into_iter().find(fits).unwrap_or(GgmlDType::F16)
+    }
+}
+
+/// The bytes of a whole tensor; a chunk of rows is made and quantised at a time, on all threads.
+fn encode(tensor: &StoredTensor, dtype: GgmlDType) -> Result<Vec<u8>, ModelError> {
+    let (rows, cols) = (tensor.shape[0], tensor.cols());
+    let chunk = (1 << 16) / cols.max(1) + 1;
+    let chunks: Result<Vec<Vec<u8>>, candle_core::Error> = (0..rows.div_ceil(chunk))
+        .into_par_iter()
+        .map(|i| {
+            let range = i * chunk..rows.min((i + 1) * chunk);
+            let n = range.len();
+            let mut values = vec![0.0; n * cols];
+            range.zip(values.chunks_exact_mut(cols)).for_each(|(row, out)| tensor.fill_row(row, out));
+            let dense = match dtype {
+                GgmlDType::F32 => DenseType::F32,
+                GgmlDType::F16 => DenseType::F16,
+                GgmlDType::BF16 => DenseType::Bf16,
+                _ => {
+                    let values = Tensor::from_vec(values, (n, cols), &Device::Cpu)?;
+                    return Ok(QTensor::quantize(&values, dtype)?.data()?.into_owned());
+                }
+            };
+            let mut bytes = Vec::new();
+            dense.encode(&values, &mut bytes);
+            Ok(bytes)
+        })
+        .collect();
+    Ok(chunks.map_err(write_error)?.concat())
+}
+
+/// Llama 3's scaling, as numbers that the plain frequencies are divided by.
+fn divisors(rope: &RopeConfig) -> Vec<f32> {
+    if !matches!(rope.scaling, RopeScaling::Llama3 { .. }) {
+        return Vec::new();
+    }
+    let plain = RopeConfig { scaling: RopeScaling::None, ..rope.clone() };
+    plain.frequencies(1).0.iter().zip(rope.frequencies(1).0).map(|(p, f)| p / f).collect()
+}
+
+/// A GGUF header as it grows.
+#[derive(Default)]
+struct Header {
+    values: u64,
+    metadata: Vec<u8>,
+    tensors: u64,
+    table: Vec<u8>,
+}
+
+impl Header {
+    fn metadata(&mut self, config: &Config, shape: &Shape) -> Result<(), ModelError> {
+        let architecture = if config.family.name == "mistral" { "llama" } else { config.family.name };
+        let key = |name: &str| format!("{architecture}.{name}");
+        self.text("general.architecture", architecture);
+        self.text("general.name", "random weights");
+        for (name, value) in [
+            ("block_count", config.n_layers),
+            ("embedding_length", config.hidden),
+            ("feed_forward_length", config.intermediate),
+            ("attention.head_count", config.n_heads),
+            ("attention.head_count_kv", config.n_kv_heads),
+            ("attention.key_length", config.head_dim),
+            ("attention.value_length", config.head_dim),
+            ("rope.dimension_count", config.head_dim),
+            ("context_length", config.rope.window),
+            ("vocab_size", config.vocab_size),
+        ] {
+            self.number(&key(name), value as u32);
+        }
+        self.float(&key("attention.layer_norm_rms_epsilon"), config.rms_eps);
+        self.float(&key("rope.freq_base"), config.rope.theta as f32);
+        if let Some(window) = config.sliding_window {
+            self.number(&key("attention.sliding_window"), window.size as u32);
+        }
+        match config.rope.scaling {
+            RopeScaling::None | RopeScaling::Llama3 { .. } => {}
+            RopeScaling::Linear { factor } => {
+                self.text(&key("rope.scaling.type"), "linear");
+                self.float(&key("rope.scaling.factor"), factor as f32);
+            }
+            RopeScaling::Yarn { factor, original_window, .. } => {
+                self.text(&key("rope.scaling.type"), "yarn");
+                self.float(&key("rope.scaling.factor"), factor as f32);
+                self.number(&key("rope.scaling.original_context_length"), original_window as u32);
+            }
+            ref other => return Err(write_error(format!("GGUF has no rotary scaling like {other:?}"))),
+        }
+        let tokens = text::tokens(shape.vocab_size);
+        self.text("tokenizer.ggml.model", "gpt2");
+        self.text("tokenizer.ggml.pre", "gpt-2");
+        self.key("tokenizer.ggml.token_type", 9);
+        self.array(5, tokens.len());
+        (0..tokens.len()).for_each(|id| self.metadata.extend(if id < 2 { 3i32 } else { 1 }.to_le_bytes()));
+        self.texts("tokenizer.ggml.tokens", &tokens);
+        let merges: Vec<_> = text::merges(shape.vocab_size).map(|(a, b)| format!("{a} {b}")).collect();
+        self.texts("tokenizer.ggml.merges", &merges);
+        self.number("tokenizer.ggml.bos_token_id", 0);
+        self.number("tokenizer.ggml.eos_token_id", 1);
+        self.key("tokenizer.ggml.add_bos_token", 7);
+        self.metadata.push(1);
+        Ok(())
+    }
+
+    fn tensor(&mut self, name: &str, shape: &[usize], dtype: GgmlDType, offset: u64) {
+        self.tensors += 1;
+        push_text(&mut self.table, name);
+        self.table.extend((shape.len() as u32).to_le_bytes());
+        shape.iter().rev().for_each(|&d| self.table.extend((d as u64).to_le_bytes()));
+        let kind: u32 = match dtype {
+            GgmlDType::F32 => 0,
+            GgmlDType::F16 => 1,
+            GgmlDType::Q4_0 => 2,
+            GgmlDType::Q8_0 => 8,
+            GgmlDType::Q4K => 12,
+            GgmlDType::Q5K => 13,
+            GgmlDType::Q6K => 14,
+            _ => 30,
+        };
+        self.table.extend(kind.to_le_bytes());
+        self.table.extend(offset.to_le_bytes());
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(self.tensors.to_le_bytes());
+        bytes.extend(self.values.to_le_bytes());
+        bytes.extend(&self.metadata);
+        bytes.extend(&self.table);
+        bytes
+    }
+
+    fn key(&mut self, key: &str, kind: u32) {
+        self.values += 1;
+        push_text(&mut self.metadata, key);
+        self.metadata.extend(kind.to_le_bytes());
+    }
+
+    fn array(&mut self, kind: u32, len: usize) {
+        self.metadata.extend(kind.to_le_bytes());
+        self.metadata.extend((len as u64).to_le_bytes());
+    }
+
+    fn text(&mut self, key: &str, value: &str) {
+        self.key(key, 8);
+        push_text(&mut self.metadata, value);
+    }
+
+    fn texts(&mut self, key: &str, values: &[String]) {
+        self.key(key, 9);
+        self.array(8, values.len());
+        values.iter().for_each(|v| push_text(&mut self.metadata, v));
+    }
+
+    fn number(&mut self, key: &str, value: u32) {
+        self.key(key, 4);
+        self.metadata.extend(value.to_le_bytes());
+    }
+
+    fn float(&mut self, key: &str, value: f32) {
+        self.key(key, 6);
+        self.metadata.extend(value.to_le_bytes());
+    }
+}
+
+fn push_text(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
+}

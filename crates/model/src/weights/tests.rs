@@ -1,0 +1,284 @@
+use super::*;
+use crate::synth::{DenseType, GgufType, Shape, write_gguf, write_hugging_face};
+use crate::{Checkpoint, load};
+use reattention::rope::RopeScaling;
+use reattention_kernels::Reference;
+use serde_json::json;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+const FAMILIES: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "internlm2"];
+
+fn folder(shape: &Shape, dtype: DenseType, shard: Option<u64>) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_hugging_face(dir.path(), shape, dtype, 1, shard).unwrap();
+    dir
+}
+
+fn gguf(dir: &TempDir, shape: &Shape, dtype: GgufType) -> PathBuf {
+    let path = dir.path().join(format!("{dtype:?}.gguf"));
+    write_gguf(&path, shape, dtype, 1).unwrap();
+    path
+}
+
+/// Every matrix and vector of the weights, in one order.
+fn flat(weights: &Weights) -> Vec<Vec<f32>> {
+    let rows = |l: &Linear| {
+        let mut all = vec![0.0; l.rows() * l.cols()];
+        all.chunks_exact_mut(l.cols()).enumerate().for_each(|(row, out)| l.copy_row(row, out));
+        all.extend(l.bias().unwrap_or_default());
+        all
+    };
+    let mut all = vec![rows(&weights.embed), weights.norm.clone(), rows(&weights.lm_head)];
+    for l in &weights.layers {
+        all.extend([&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].map(rows));
+        all.extend([l.attn_norm.clone(), l.mlp_norm.clone()]);
+        all.extend([&l.q_norm, &l.k_norm].into_iter().flatten().cloned());
+    }
+    all
+}
+
+fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let pairs = a.iter().zip(b).flat_map(|(a, b)| {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b)
+    });
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn dense_files_of_every_family_hold_the_same_weights() {
+    for family in FAMILIES {
+        let shape = Shape::tiny(family);
+        let dir = folder(&shape, DenseType::F32, None);
+        let (config, weights) = load(dir.path()).unwrap();
+        let want = flat(&weights);
+        for (dtype, shard) in
+            [(DenseType::Bf16, None), (DenseType::F16, Some(20_000)), (DenseType::Bf16, Some(1))]
+        {
+            let dir = folder(&shape, dtype, shard);
+            let (_, weights) = load(dir.path()).unwrap();
+            assert!(largest_difference(&flat(&weights), &want) < 1e-6, "{family} {dtype:?}");
+        }
+        for dtype in [GgufType::F32, GgufType::Bf16, GgufType::F16] {
+            let (read, weights) = load(&gguf(&dir, &shape, dtype)).unwrap();
+            assert!(largest_difference(&flat(&weights), &want) < 1e-6, "{family} {dtype:?}");
+            // Mistral without a sliding window is a Llama in GGUF.
+            if family != "mistral" {
+                assert_eq!(
+                    Config { dtype: None, ..read },
+                    Config { dtype: None, ..config.clone() },
+                    "{family}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn biases_are_read_permuted_and_split_like_their_rows() {
+    for (family, key) in [("llama", "attention_bias"), ("internlm2", "bias"), ("qwen3", "attention_bias")] {
+        let shape = Shape::tiny(family).with(key, json!(true)).with("mlp_bias", json!(true));
+        let dir = folder(&shape, DenseType::F32, None);
+        let (config, weights) = load(dir.path()).unwrap();
+        assert!(config.qkv_bias && config.o_bias && config.mlp_bias == (family == "llama"));
+        let (_, other) = load(&gguf(&dir, &shape, GgufType::F32)).unwrap();
+        assert_eq!(flat(&weights), flat(&other), "{family}");
+    }
+}
+
+/// The layouts written down by hand, since writer and reader share their arithmetic.
+#[test]
+fn rows_are_taken_from_where_the_formats_keep_them() {
+    // llama.cpp stores row (head, half, i) at (head, i, half): heads of 4 become 0 2 1 3.
+    let order: Vec<usize> = Pieces::half_split(2, 4).ranges().iter().cloned().flatten().collect();
+    assert_eq!(order, [0, 2, 1, 3, 4, 6, 5, 7]);
+    // InternLM2 with 4 heads and 2 KV heads of 2 rows: per KV head two query heads, the key, the value.
+    let mut shape = Shape::tiny("internlm2");
+    (shape.head_dim, shape.hidden) = (2, 8);
+    let config = shape.config().unwrap();
+    let layout = Layout { names: config.family.tensors, packed_qkv: true, interleaved: false };
+    let roles = Roles { config: &config, layout };
+    let [q, k, v, ..] =
+        roles.linears(0).map(|l| l.pieces.ranges().iter().cloned().flatten().collect::<Vec<_>>());
+    assert_eq!((q, k, v), (vec![0, 1, 2, 3, 8, 9, 10, 11], vec![4, 5, 12, 13], vec![6, 7, 14, 15]));
+}
+
+#[test]
+fn the_plan_is_what_loading_holds() {
+    for family in FAMILIES {
+        let dir = folder(&Shape::tiny(family), DenseType::Bf16, Some(30_000));
+        let path = gguf(&dir, &Shape::tiny(family), GgufType::Q8_0);
+        for path in [dir.path().to_path_buf(), path] {
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            let (plan, weights) = (checkpoint.plan().unwrap(), checkpoint.load().unwrap());
+            assert_eq!(plan.bytes_resident, weights.bytes() as u64, "{}", path.display());
+            assert_eq!(plan.bytes_by_type.values().sum::<u64>(), plan.bytes_resident);
+        }
+    }
+    let config = Shape::qwen2_5_0_5b().config().unwrap();
+    assert_eq!((config.n_layers, config.qkv_bias, config.tie_embeddings), (24, true, true));
+}
+
+#[test]
+fn quantised_files_are_close_and_their_products_too() {
+    let mut shape = Shape::tiny("llama");
+    (shape.hidden, shape.intermediate, shape.n_heads, shape.head_dim) = (256, 512, 8, 32);
+    let dir = folder(&shape, DenseType::F32, None);
+    let (_, dense) = load(dir.path()).unwrap();
+    let want = flat(&dense);
+    // The largest error of a weight as a part of the largest weight, about 4 standard deviations.
+    for (dtype, tolerance) in [
+        (GgufType::Q8_0, 0.005),
+        (GgufType::Q6K, 0.04),
+        (GgufType::Q5K, 0.05),
+        (GgufType::Q4K, 0.08),
+        (GgufType::Q4_0, 0.08),
+    ] {
+        let (_, weights) = load(&gguf(&dir, &shape, dtype)).unwrap();
+        for (got, want) in flat(&weights).iter().zip(&want) {
+            let scale = want.iter().fold(0f32, |m, w| m.max(w.abs()));
+            let error = largest_difference(std::slice::from_ref(got), std::slice::from_ref(want));
+            assert!(error <= tolerance * scale, "{dtype:?}: {error} of {scale}");
+        }
+        products_match(&weights.layers[0].down, dtype);
+    }
+}
+
+/// Few rows take candle's block products, many rows the panels; both must be the product with the unpacked weights.
+fn products_match(linear: &Linear, dtype: GgufType) {
+    for rows in [1, 3, 40] {
+        let x: Vec<f32> = (0..rows * linear.cols()).map(|i| (i as f32 * 0.37).sin()).collect();
+        let mut y = vec![0.0; rows * linear.rows()];
+        linear.forward(&Reference::default(), &x, rows, &mut y);
+        let mut row = vec![0.0; linear.cols()];
+        let mut worst = 0f32;
+        for r in 0..linear.rows() {
+            linear.copy_row(r, &mut row);
+            for i in 0..rows {
+                let want: f32 =
+                    x[i * linear.cols()..][..linear.cols()].iter().zip(&row).map(|(a, b)| a * b).sum();
+                worst = worst.max((want - y[i * linear.rows() + r]).abs());
+            }
+        }
+        // Outputs have a standard deviation of about 0.7; candle rounds the input to 8 bits, the panels the weights.
+        assert!(worst < 0.03, "{dtype:?}, {rows} rows: {worst}");
+    }
+}
+
+#[test]
+fn gguf_keeps_tokenizer_scaling_and_window() {
+    let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128 });
+    let shape = Shape::tiny("llama").with("rope_scaling", llama3);
+    let dir = folder(&shape, DenseType::F32, None);
+    let path = gguf(&dir, &shape, GgufType::F32);
+    let (hf, file) = (Checkpoint::open(dir.path()).unwrap(), Checkpoint::open(&path).unwrap());
+    assert!(matches!(file.config().rope.scaling, RopeScaling::Divisors(_)));
+    let (want, got) = (hf.config().rope.frequencies(1).0, file.config().rope.frequencies(1).0);
+    assert!(want.iter().zip(&got).all(|(a, b)| (a - b).abs() <= 1e-6 * a), "{want:?} {got:?}");
+    let text = "The naïve café of the 東京 <|eos|>";
+    let (a, b) = (hf.tokenizer().unwrap(), file.tokenizer().unwrap());
+    assert_eq!(a.encode(text, true).unwrap(), b.encode(text, true).unwrap());
+    assert_eq!((b.bos_id(), b.eos_id(), b.vocab_size()), (Some(0), Some(1), 320));
+    assert!(file.chat_template().unwrap().is_none());
+
+    let yarn = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128 });
+    let shape = Shape::tiny("mistral").with("rope_scaling", yarn).with("sliding_window", json!(48));
+    let file = Checkpoint::open(&gguf(&dir, &shape, GgufType::F32)).unwrap();
+    assert_eq!(
+        Config { dtype: None, ..file.config().clone() },
+        Config { dtype: None, ..shape.config().unwrap() }
+    );
+}
+
+fn message(path: &std::path::Path) -> String {
+    match Checkpoint::open(path).and_then(|c| c.load().map(|_| ())) {
+        Ok(()) => panic!("{} was accepted", path.display()),
+        Err(e) => e.to_string(),
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let shape = Shape::tiny("llama");
+    let dir = folder(&shape, DenseType::F32, None);
+    let config =
+        |shape: &Shape| std::fs::write(dir.path().join("config.json"), shape.config_json("float32")).unwrap();
+    config(&Shape { intermediate: 128, ..shape.clone() });
+    let error = message(dir.path());
+    assert!(
+        error.contains("gate_proj") && error.contains("[96, 64]") && error.contains("[128, 64]"),
+        "{error}"
+    );
+    config(&Shape { n_layers: 3, ..shape.clone() });
+    assert!(message(dir.path()).contains("model.layers.2"));
+    config(&Shape::tiny("qwen2"));
+    assert!(message(dir.path()).contains("q_proj.bias"));
+    config(&shape);
+    let whole = std::fs::read(dir.path().join("model.safetensors")).unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), &whole[..whole.len() - 4]).unwrap();
+    assert!(message(dir.path()).contains("download"));
+
+    let biased = Shape::tiny("llama").with("attention_bias", json!(true));
+    let dir = folder(&biased, DenseType::F32, None);
+    std::fs::write(dir.path().join("config.json"), shape.config_json("float32")).unwrap();
+    assert!(message(dir.path()).contains("q_proj.bias"));
+    assert!(message(&dir.path().join("nothing.gguf")).contains("nothing.gguf"));
+    assert!(message(&dir.path().join("config.json")).contains("neither"));
+}
+
+#[test]
+fn shards_are_checked_against_their_index() {
+    let shape = Shape::tiny("llama");
+    let dir = folder(&shape, DenseType::Bf16, Some(30_000));
+    let index = dir.path().join("model.safetensors.index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    for (from, to, culprit) in [
+        ("model-00001", "../model-00001", "inside the folder"),
+        ("model-00001", "/etc/model-00001", "inside the folder"),
+        ("model-00002-of", "model-00077-of", "model-00077"),
+        ("\"model.norm.weight\":", "\"model.other.weight\":", "model.other.weight"),
+        ("{", "[", "not a valid index"),
+    ] {
+        assert!(text.contains(from));
+        std::fs::write(&index, text.replace(from, to)).unwrap();
+        let error = message(dir.path());
+        assert!(error.contains(culprit), "{error}");
+    }
+    let two = text.replace("model-00002-of", "model-00001-copy-of");
+    std::fs::write(&index, two).unwrap();
+    let name = |n: &str| {
+        std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .find(|p| p.to_string_lossy().contains(n))
+            .unwrap()
+    };
+    let first = name("model-00001-of");
+    let copy = first.to_string_lossy().replace("model-00001-of", "model-00001-copy-of");
+    std::fs::copy(&first, copy).unwrap();
+    assert!(message(dir.path()).contains("keep one of the two"));
+}
+
+/// candle's own reader as the oracle for the files written here.
+#[test]
+fn candle_reads_the_same_gguf() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = gguf(&dir, &Shape::tiny("qwen3"), GgufType::Q8_0);
+    let mut file = std::fs::File::open(&path).unwrap();
+    let content = candle_core::quantized::gguf_file::Content::read(&mut file).unwrap();
+    let (_, weights) = load(&path).unwrap();
+    assert_eq!(content.tensor_infos.len(), 2 + 2 * 11);
+    let device = candle_core::Device::Cpu;
+    for (name, linear) in [("token_embd", &weights.embed), ("blk.1.ffn_down", &weights.layers[1].down)] {
+        let tensor = content.tensor(&mut file, &format!("{name}.weight"), &device).unwrap();
+        let rows = tensor.dequantize(&device).unwrap().to_vec2::<f32>().unwrap();
+        let mut row = vec![0.0; linear.cols()];
+        for (i, want) in rows.iter().enumerate() {
+            linear.copy_row(i, &mut row);
+            assert_eq!(&row, want, "{name} {i}");
+        }
+    }
+}
