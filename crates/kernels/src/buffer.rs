@@ -88,7 +88,7 @@ mod tests {
         for len in [0, 1, 7, 1000] {
             let mut b = Buffer::<f32>::zeroed(len);
             assert!(b.iter().all(|&x| x == 0.0));
-            assert!(len == 0 || b.as_ptr() as usize % 64 == 0);
+            assert!(len == 0 || (b.as_ptr() as usize).is_multiple_of(64));
             for (i, x) in b.iter_mut().enumerate() {
                 *x = i as f32;
             }

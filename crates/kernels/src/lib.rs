@@ -10,9 +10,11 @@
 #![deny(missing_docs)]
 
 mod backend;
+pub mod bench;
 mod buffer;
 pub mod cpu;
 mod kv;
+pub mod limits;
 mod matrix;
 mod reference;
 mod rope;

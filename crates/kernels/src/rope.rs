@@ -50,19 +50,25 @@ impl RopeTable {
     pub fn cos_sin(&self, position: i64, cos: &mut [f32], sin: &mut [f32]) {
         let pairs = self.inv_freq.len();
         debug_assert!(cos.len() == pairs && sin.len() == pairs);
-        let Some(p) = usize::try_from(position).ok().filter(|&p| p < self.positions()) else {
+        let Some([coarse, fine]) = self.parts(position) else {
             for (i, (c, s)) in exact(&self.inv_freq, position).enumerate() {
                 (cos[i], sin[i]) = (c * self.multiplier, s * self.multiplier);
             }
             return;
         };
-        let coarse = &self.coarse[p / FINE * pairs..][..pairs];
-        let fine = &self.fine[p % FINE * pairs..][..pairs];
         for i in 0..pairs {
             let ((ca, sa), (cb, sb)) = (coarse[i], fine[i]);
             cos[i] = ca * cb - sa * sb;
             sin[i] = sa * cb + ca * sb;
         }
+    }
+
+    /// The (cosine, sine) of the two angles that `position`'s is the sum of, each `[head_dim / 2]`, if the tables cover
+    /// it. The multiplier is in the first.
+    pub(crate) fn parts(&self, position: i64) -> Option<[&[(f32, f32)]; 2]> {
+        let pairs = self.inv_freq.len();
+        let p = usize::try_from(position).ok().filter(|&p| p < self.positions())?;
+        Some([&self.coarse[p / FINE * pairs..][..pairs], &self.fine[p % FINE * pairs..][..pairs]])
     }
 
     /// Rotates `row: [head_dim]` in place by `position`.

@@ -337,7 +337,23 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
 /// Cosines and sines of a position.
 #[inline(always)]
 unsafe fn cos_sin<S: Simd>(rope: &RopeTable, position: i64, cos: &mut [f32], sin: &mut [f32]) {
-    rope.cos_sin(position, cos, sin);
+    let Some([coarse, fine]) = rope.parts(position) else { return rope.cos_sin(position, cos, sin) };
+    let pairs = coarse.len();
+    let whole = pairs - pairs % S::LANES;
+    // SAFETY: the four slices hold `pairs` elements each.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            let (ca, sa) = S::load_cos_sin(coarse.as_ptr().add(i));
+            let (cb, sb) = S::load_cos_sin(fine.as_ptr().add(i));
+            S::store(cos.as_mut_ptr().add(i), S::sub(S::mul(ca, cb), S::mul(sa, sb)));
+            S::store(sin.as_mut_ptr().add(i), S::mul_add(sa, cb, S::mul(ca, sb)));
+        }
+    }
+    for i in whole..pairs {
+        let ((ca, sa), (cb, sb)) = (coarse[i], fine[i]);
+        cos[i] = ca * cb - sa * sb;
+        sin[i] = sa * cb + ca * sb;
+    }
 }
 
 /// Rotates `row: [2 · cos.len()]` and writes its units to `out`.

@@ -12,7 +12,7 @@ const STRIP: usize = 32 << 10;
 pub(crate) fn rms_norm(pool: &Pool, path: Path, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let dim = weight.len();
     assert!(
-        x.len() == y.len() && x.len() % dim.max(1) == 0,
+        x.len() == y.len() && x.len().is_multiple_of(dim.max(1)),
         "rms_norm: {} inputs, {} outputs, {dim} weights",
         x.len(),
         y.len()

@@ -23,11 +23,14 @@ pub(crate) enum Typed<'a> {
 pub(crate) fn typed<'a>(kv: &KvView<'a>, head_dim: usize, n_heads: usize) -> Typed<'a> {
     let (len, n_kv_heads) = (kv.len, kv.n_kv_heads);
     assert!(
-        head_dim == kv.head_dim && head_dim > 0 && head_dim % 2 == 0,
+        head_dim == kv.head_dim && head_dim > 0 && head_dim.is_multiple_of(2),
         "head_dim {head_dim} of {}",
         kv.head_dim
     );
-    assert!(n_kv_heads > 0 && n_heads % n_kv_heads == 0, "{n_heads} heads over {n_kv_heads} KV heads");
+    assert!(
+        n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
+        "{n_heads} heads over {n_kv_heads} KV heads"
+    );
     match kv.pages {
         Pages::F32 { keys, values } => Typed::F32(Store::new(keys, values, head_dim, len, n_kv_heads)),
         Pages::Bf16 { keys, values } => Typed::Bf16(Store::new(keys, values, head_dim, len, n_kv_heads)),

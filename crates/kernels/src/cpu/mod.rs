@@ -7,7 +7,7 @@ mod keys;
 mod linear;
 mod path;
 mod pool;
-mod simd;
+pub(crate) mod simd;
 mod top_k;
 
 pub use path::Path;
@@ -80,6 +80,10 @@ impl Cpu {
             return Err(CpuError::Unavailable { path, best: Path::best() });
         }
         Ok(Self { pool: Pool::new(threads)?, path })
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// The path this backend computes with.

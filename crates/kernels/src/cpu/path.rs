@@ -74,16 +74,29 @@ impl Path {
         }
     }
 
+    /// f32 in a vector.
+    pub(crate) fn lanes(self) -> usize {
+        self.lanes_and_columns().0
+    }
+
     /// Columns of a register tile.
     pub(crate) fn tile_width(self) -> usize {
+        let (lanes, columns) = self.lanes_and_columns();
+        lanes * columns
+    }
+
+    fn lanes_and_columns(self) -> (usize, usize) {
+        fn of<S: Simd>() -> (usize, usize) {
+            (S::LANES, S::COLS)
+        }
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => width::<super::simd::Avx512>(),
+            Self::Avx512Bf16 => of::<super::simd::Avx512>(),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => width::<super::simd::Avx2>(),
+            Self::Avx2 => of::<super::simd::Avx2>(),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon => width::<super::simd::Neon>(),
-            _ => width::<Portable>(),
+            Self::Neon => of::<super::simd::Neon>(),
+            _ => of::<Portable>(),
         }
     }
 
@@ -91,10 +104,6 @@ impl Path {
     pub(crate) fn has_pair_dot(self) -> bool {
         self == Self::Avx512Bf16
     }
-}
-
-fn width<S: Simd>() -> usize {
-    S::COLS * S::LANES
 }
 
 impl std::fmt::Display for Path {

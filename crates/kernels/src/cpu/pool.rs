@@ -111,7 +111,14 @@ mod tests {
             let pool = Pool::new(threads).unwrap();
             for items in [0, 1, 2, 100] {
                 let done: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
-                pool.each(items, false, || (), |(), i| drop(done[i].fetch_add(1, Ordering::Relaxed)));
+                pool.each(
+                    items,
+                    false,
+                    || (),
+                    |(), i| {
+                        done[i].fetch_add(1, Ordering::Relaxed);
+                    },
+                );
                 assert!(
                     done.iter().all(|d| d.load(Ordering::Relaxed) == 1),
                     "{threads} threads, {items} items"

@@ -163,15 +163,14 @@ impl Lists {
         let scores = &mut self.scores[row * self.k..(row + 1) * self.k];
         let indices = &mut self.indices[row * self.k..(row + 1) * self.k];
         let mut at = scores.len() - 1;
-        // Written so that a NaN is refused.
-        if !(score > scores[at]) {
-            return;
+        // No comparison holds for a NaN, so it never gets in.
+        if score > scores[at] {
+            while at > 0 && score > scores[at - 1] {
+                (scores[at], indices[at]) = (scores[at - 1], indices[at - 1]);
+                at -= 1;
+            }
+            (scores[at], indices[at]) = (score, index);
         }
-        while at > 0 && score > scores[at - 1] {
-            (scores[at], indices[at]) = (scores[at - 1], indices[at - 1]);
-            at -= 1;
-        }
-        (scores[at], indices[at]) = (score, index);
     }
 
     /// Takes in the keys of a later range.

@@ -27,6 +27,7 @@ mod neon;
 pub(crate) use neon::Neon;
 
 use half::{bf16, f16};
+use std::f32::consts::LN_2;
 
 /// Work to be compiled once for each path.
 pub(crate) trait Kernel {
@@ -129,7 +130,7 @@ pub(crate) trait Simd: Copy + 'static {
 pub(crate) const MAX_ROWS: usize = 6;
 
 /// Coefficients of `2^f`.
-const EXP2: [f32; 6] = [1.0, 0.693_147_2, 0.240_221_07, 0.055_503_57, 0.009_676_032, 0.001_339_086_3];
+const EXP2: [f32; 6] = [1.0, LN_2, 0.240_221_07, 0.055_503_57, 0.009_676_032, 0.001_339_086_3];
 
 /// How the units of a dot product are multiplied.
 pub(crate) trait Operand: Copy + Default + Send + Sync + 'static {
