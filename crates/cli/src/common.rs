@@ -135,7 +135,11 @@ impl MethodArgs {
             arms.push((name.clone(), settings));
         }
         if let Some(unused) = used.iter().position(|u| !u) {
-            return Err(Failure::Input(anyhow!("--set {}: none of {} has it", pairs[unused], names.join(", "))));
+            return Err(Failure::Input(anyhow!(
+                "--set {}: none of {} has it",
+                pairs[unused],
+                names.join(", ")
+            )));
         }
         Ok(arms)
     }
@@ -178,7 +182,8 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 /// A method as JSON: `{name, params}`, numbers and truths as such.
 pub(crate) fn method_json(method: &dyn Method) -> Value {
     let value = |text: String| serde_json::from_str(&text).unwrap_or(Value::String(text));
-    let params: Map<String, Value> = method.params().into_iter().map(|(k, v)| (k.to_string(), value(v))).collect();
+    let params: Map<String, Value> =
+        method.params().into_iter().map(|(k, v)| (k.to_string(), value(v))).collect();
     serde_json::json!({ "name": method.spec().name, "params": params })
 }
 

@@ -19,10 +19,13 @@ const PAUSE: Duration = Duration::from_secs(10);
 impl Bar {
     pub(crate) fn new(quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let bar = ProgressBar::with_draw_target(None, match terminal && !quiet {
-            true => ProgressDrawTarget::stderr(),
-            false => ProgressDrawTarget::hidden(),
-        });
+        let bar = ProgressBar::with_draw_target(
+            None,
+            match terminal && !quiet {
+                true => ProgressDrawTarget::stderr(),
+                false => ProgressDrawTarget::hidden(),
+            },
+        );
         if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len}") {
             bar.set_style(style.progress_chars("=> "));
         }

@@ -22,7 +22,9 @@ impl Case {
     pub fn names(dir: &Path) -> anyhow::Result<Vec<String>> {
         let cases = dir.join("cases");
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&cases).with_context(|| format!("no golden folder: {}", cases.display()))? {
+        for entry in
+            std::fs::read_dir(&cases).with_context(|| format!("no golden folder: {}", cases.display()))?
+        {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "json") {
                 names.extend(path.file_stem().and_then(|s| s.to_str()).map(str::to_string));
@@ -41,7 +43,9 @@ impl Case {
             let path = dir.join("cases").join(format!("{name}.{extension}"));
             std::fs::read(&path).with_context(|| path.display().to_string())
         };
-        let Value::Object(manifest) = serde_json::from_slice(&read("json")?)? else { bail!("{name}.json is no object") };
+        let Value::Object(manifest) = serde_json::from_slice(&read("json")?)? else {
+            bail!("{name}.json is no object")
+        };
         Ok(Self { manifest, bytes: read("safetensors")? })
     }
 
@@ -50,7 +54,10 @@ impl Case {
     /// # Errors
     /// When it is missing.
     pub fn text(&self, key: &str) -> anyhow::Result<&str> {
-        self.manifest.get(key).and_then(Value::as_str).with_context(|| format!("the manifest has no text `{key}`"))
+        self.manifest
+            .get(key)
+            .and_then(Value::as_str)
+            .with_context(|| format!("the manifest has no text `{key}`"))
     }
 
     /// A hyper-parameter.
@@ -118,7 +125,12 @@ impl Case {
         Ok(self.indices(name)?.1.into_iter().map(|i| i as u32).collect())
     }
 
-    fn numbers<T>(&self, name: &str, dtype: Dtype, read: fn([u8; 4]) -> T) -> anyhow::Result<(Vec<usize>, Vec<T>)> {
+    fn numbers<T>(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        read: fn([u8; 4]) -> T,
+    ) -> anyhow::Result<(Vec<usize>, Vec<T>)> {
         let tensors = self.tensors()?;
         let tensor = tensors.tensor(name).with_context(|| format!("the case has no tensor `{name}`"))?;
         ensure!(tensor.dtype() == dtype, "`{name}` is {:?} instead of {dtype:?}", tensor.dtype());

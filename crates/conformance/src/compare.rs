@@ -44,7 +44,11 @@ impl Findings {
         if got != want {
             let at = got.iter().zip(want).take_while(|(a, b)| a == b).count();
             let (a, b) = (got.get(at), want.get(at));
-            self.failures.push(format!("{what}: entry {at} is {a:?} instead of {b:?} ({} of {})", got.len(), want.len()));
+            self.failures.push(format!(
+                "{what}: entry {at} is {a:?} instead of {b:?} ({} of {})",
+                got.len(),
+                want.len()
+            ));
         }
     }
 

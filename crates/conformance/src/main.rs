@@ -50,7 +50,8 @@ fn check(args: &Args) -> anyhow::Result<bool> {
     }
     let (mut counts, mut rows) = ([0; 3], Vec::new());
     for name in names {
-        let outcomes: Vec<(String, Outcome)> = backends.iter().map(|b| (b.name(), run(&args.dir, name, b))).collect();
+        let outcomes: Vec<(String, Outcome)> =
+            backends.iter().map(|b| (b.name(), run(&args.dir, name, b))).collect();
         let worst = outcomes.iter().map(|o| o.1.rank()).max().context("at least one backend is needed")?;
         counts[worst] += 1;
         if args.json {
@@ -63,7 +64,8 @@ fn check(args: &Args) -> anyhow::Result<bool> {
     }
     let [passed, skipped, failed] = counts;
     if args.json {
-        let report = serde_json::json!({ "passed": passed, "failed": failed, "skipped": skipped, "cases": rows });
+        let report =
+            serde_json::json!({ "passed": passed, "failed": failed, "skipped": skipped, "cases": rows });
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{passed} passed, {failed} failed, {skipped} skipped");

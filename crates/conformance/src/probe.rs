@@ -65,7 +65,9 @@ impl Backend for Probe {
         if request.rule == TopKRule::Exact {
             let wider = self.inner.top_k(q, kv, &TopKRequest { k: request.k + 1, ..request.clone() });
             for (tokens, scores) in wider.indices.chunks(wider.k).zip(wider.scores.chunks(wider.k)) {
-                if wider.k > request.k && scores[request.k - 1] - scores[request.k] <= NEAR * scores[request.k].abs() {
+                if wider.k > request.k
+                    && scores[request.k - 1] - scores[request.k] <= NEAR * scores[request.k].abs()
+                {
                     ties.push(NearTie { chosen: tokens[request.k - 1], rejected: tokens[request.k] });
                 }
             }

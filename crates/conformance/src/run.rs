@@ -4,8 +4,8 @@ use crate::compare::{Findings, Votes};
 use crate::probe::{NearTie, Probe};
 use crate::{Case, methods};
 use anyhow::{Context as _, ensure};
-use reattention::methods::{Step, StepKind, build};
 use reattention::methods::Selection;
+use reattention::methods::{Step, StepKind, build};
 use reattention::{Context, KvDtype, LayerTrace, Settings};
 use reattention_kernels::Backend;
 use reattention_model::{Logits, Model, Scratch};
@@ -144,20 +144,34 @@ impl Runner<'_> {
         for step in &steps {
             let mut observe = |index: usize, states: &[f32]| hidden[index].extend_from_slice(states);
             let ids = &prompt[step.tokens.clone()];
-            let logits =
-                self.model.forward(ids, step, &mut context, &mut scratch, &Logits::All, Some(&mut observe))?;
+            let logits = self.model.forward(
+                ids,
+                step,
+                &mut context,
+                &mut scratch,
+                &Logits::All,
+                Some(&mut observe),
+            )?;
             got.0.extend(logits);
         }
         let vocab = self.model.config().vocab_size;
-        let selecting = if loose { self.loose_votes(context.trace(true), &steps, found)? } else { usize::MAX };
-        for (positions, logits) in [("logit_positions", "logits"), ("prefill_logit_positions", "prefill_logits")] {
+        let selecting =
+            if loose { self.loose_votes(context.trace(true), &steps, found)? } else { usize::MAX };
+        for (positions, logits) in
+            [("logit_positions", "logits"), ("prefill_logit_positions", "prefill_logits")]
+        {
             if case.has(logits) {
                 let (_, positions) = case.indices(positions)?;
                 let (_, want) = case.floats(logits)?;
                 for (row, &position) in positions.iter().enumerate() {
                     if !loose || position < selecting {
                         let want = &want[row * vocab..(row + 1) * vocab];
-                        found.logits(&format!("{logits} at {position}"), got.row(position, vocab)?, want, LOGITS);
+                        found.logits(
+                            &format!("{logits} at {position}"),
+                            got.row(position, vocab)?,
+                            want,
+                            LOGITS,
+                        );
                     }
                 }
             }
@@ -176,7 +190,8 @@ impl Runner<'_> {
             let (_, want) = case.floats("chunk_last_logits")?;
             let chunks = steps.iter().filter(|s| s.kind == StepKind::Prefill);
             for (row, step) in chunks.enumerate() {
-                let want = want.get(row * vocab..(row + 1) * vocab).context("more chunks than chunk_last_logits")?;
+                let want =
+                    want.get(row * vocab..(row + 1) * vocab).context("more chunks than chunk_last_logits")?;
                 let got = got.row(step.tokens.end - 1, vocab)?;
                 found.logits(&format!("last logits of chunk {row}"), got, want, LOGITS);
             }
@@ -213,7 +228,12 @@ impl Runner<'_> {
 
     /// Where ties are unspecified only the votes of layer 0 are comparable, which no earlier choice has touched. Returns
     /// the first token of the first step that selects.
-    fn loose_votes(&self, trace: Vec<LayerTrace>, steps: &[Step], found: &mut Findings) -> anyhow::Result<usize> {
+    fn loose_votes(
+        &self,
+        trace: Vec<LayerTrace>,
+        steps: &[Step],
+        found: &mut Findings,
+    ) -> anyhow::Result<usize> {
         let golden = Golden::read(self.case)?;
         let selecting = trace.iter().filter(|t| !t.selections.is_empty());
         let first = selecting.clone().map(|t| t.tokens.start).min().unwrap_or(usize::MAX);
@@ -227,7 +247,11 @@ impl Runner<'_> {
                 of
             };
             let ours: Vec<usize> = t.selections[0].centres.iter().map(|c| *c as usize).collect();
-            found.lists(&format!("{what}: votes of the centres"), &sorted(&ours), &sorted(&golden.centers.get(row)));
+            found.lists(
+                &format!("{what}: votes of the centres"),
+                &sorted(&ours),
+                &sorted(&golden.centers.get(row)),
+            );
             found.selections += 1;
         }
         Ok(first)
@@ -242,8 +266,14 @@ impl Runner<'_> {
         for (g, &id) in greedy.iter().enumerate() {
             let step = Step { tokens: 0..ids.len(), kind: StepKind::Prefill };
             let mut context = self.context()?;
-            let logits =
-                self.model.forward(&ids, &step, &mut context, &mut Scratch::default(), &Logits::Last, None)?;
+            let logits = self.model.forward(
+                &ids,
+                &step,
+                &mut context,
+                &mut Scratch::default(),
+                &Logits::Last,
+                None,
+            )?;
             let what = format!("step {g} without cache");
             check_greedy(&what, &logits, id, &want[g * vocab..(g + 1) * vocab], found);
             ids.push(id);
@@ -258,7 +288,9 @@ struct PromptLogits(Vec<f32>);
 
 impl PromptLogits {
     fn row(&self, position: usize, vocab: usize) -> anyhow::Result<&[f32]> {
-        self.0.get(position * vocab..(position + 1) * vocab).with_context(|| format!("no logits at {position}"))
+        self.0
+            .get(position * vocab..(position + 1) * vocab)
+            .with_context(|| format!("no logits at {position}"))
     }
 }
 
@@ -271,7 +303,12 @@ fn check_greedy(what: &str, logits: &[f32], id: u32, want: &[f32], found: &mut F
 }
 
 /// Kind, start and end of every forward call, and whether it selected.
-fn compare_steps(case: &Case, steps: &[Step], trace: &[LayerTrace], found: &mut Findings) -> anyhow::Result<()> {
+fn compare_steps(
+    case: &Case,
+    steps: &[Step],
+    trace: &[LayerTrace],
+    found: &mut Findings,
+) -> anyhow::Result<()> {
     if !case.has("steps") {
         return Ok(());
     }
@@ -313,14 +350,23 @@ fn compare_selections(
         found.lists(&format!("{what}: selected"), &as_usize(&ours.tokens), &golden.selected.get(row));
     }
     if selecting.len() != golden.selected.index.len() {
-        found.failures.push(format!("{} selections instead of {}", selecting.len(), golden.selected.index.len()));
+        found.failures.push(format!(
+            "{} selections instead of {}",
+            selecting.len(),
+            golden.selected.index.len()
+        ));
     }
     found.selections += selecting.len();
     Ok(())
 }
 
 fn votes(selection: &Selection) -> Votes {
-    selection.candidates.iter().map(|c| *c as usize).zip(selection.votes.iter().map(|v| i64::from(*v))).collect()
+    selection
+        .candidates
+        .iter()
+        .map(|c| *c as usize)
+        .zip(selection.votes.iter().map(|v| i64::from(*v)))
+        .collect()
 }
 
 /// What the published code selected, as token indices.

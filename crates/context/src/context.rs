@@ -1,10 +1,10 @@
 //! A context: the store, a method and a backend, as the layers of a model see them.
 
+use crate::ModelShape;
 use crate::methods::{LayerCall, Method, Selection, Step, StepKind};
 use crate::rope::{RopeConfig, Ropes};
 use crate::settings::MethodError;
 use crate::store::{KvDtype, Store, TruncateError};
-use crate::ModelShape;
 use reattention_kernels::{Backend, Queries, Segment};
 use std::ops::Range;
 use std::sync::Arc;
@@ -101,7 +101,14 @@ impl Context {
     ///
     /// # Errors
     /// When the method refuses.
-    pub fn attend(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<(), MethodError> {
+    pub fn attend(
+        &mut self,
+        layer: usize,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), MethodError> {
         let step = self.step.as_ref().expect("attend is called within a step");
         self.store.append(layer, k, v);
         let kv = self.store.view(layer);

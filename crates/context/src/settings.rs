@@ -76,7 +76,8 @@ impl Settings {
         let mut settings = Self::default();
         for pair in pairs {
             let pair = pair.as_ref();
-            let (key, value) = pair.split_once('=').ok_or_else(|| MethodError::NotKeyValue(pair.to_string()))?;
+            let (key, value) =
+                pair.split_once('=').ok_or_else(|| MethodError::NotKeyValue(pair.to_string()))?;
             settings.0.insert(key.trim().to_string(), value.trim().to_string());
         }
         Ok(settings)
@@ -166,17 +167,28 @@ impl Reader<'_> {
     }
 
     /// Which of `choices` the value of `name` is, or the first.
-    pub(crate) fn choice<T: Copy>(&self, name: &'static str, choices: &[(&str, T)]) -> Result<T, MethodError> {
+    pub(crate) fn choice<T: Copy>(
+        &self,
+        name: &'static str,
+        choices: &[(&str, T)],
+    ) -> Result<T, MethodError> {
         match self.values.get(name) {
             None => Ok(choices[0].1),
-            Some(text) => choices.iter().find(|c| c.0 == text).map(|c| c.1).ok_or_else(|| self.bad(name, text)),
+            Some(text) => {
+                choices.iter().find(|c| c.0 == text).map(|c| c.1).ok_or_else(|| self.bad(name, text))
+            }
         }
     }
 
     /// The error of a value out of range.
     pub(crate) fn bad(&self, name: &'static str, value: impl ToString) -> MethodError {
         let expected = self.spec.params.iter().find(|p| p.name == name).map_or("something else", |p| p.range);
-        MethodError::BadValue { method: self.spec.name, name, value: value.to_string(), expected: expected.into() }
+        MethodError::BadValue {
+            method: self.spec.name,
+            name,
+            value: value.to_string(),
+            expected: expected.into(),
+        }
     }
 
     /// The error of parameters that do not go together.

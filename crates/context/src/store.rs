@@ -46,7 +46,9 @@ impl std::fmt::Display for KvDtype {
 
 /// A roll-back to a point from which the method could no longer go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot roll back to token {to}: the method has released tokens that it would need below token {floor}; pin the point before going on from it")]
+#[error(
+    "cannot roll back to token {to}: the method has released tokens that it would need below token {floor}; pin the point before going on from it"
+)]
 pub struct TruncateError {
     /// Where the roll-back was to end.
     pub to: usize,
@@ -212,7 +214,10 @@ impl Layer {
 impl<T: Element> Sides<T> {
     fn append(&mut self, keys: &[f32], values: &[f32], heads: usize, dim: usize) {
         let row = heads * dim;
-        assert!(keys.len() == values.len() && keys.len().is_multiple_of(row), "keys and values of [n, {heads}, {dim}]");
+        assert!(
+            keys.len() == values.len() && keys.len().is_multiple_of(row),
+            "keys and values of [n, {heads}, {dim}]"
+        );
         let n = keys.len() / row;
         let pages = (self.len + n).div_ceil(PAGE);
         let page = || Some(Buffer::zeroed(row * PAGE));
@@ -292,7 +297,10 @@ mod tests {
                 for head in 0..shape.n_kv_heads {
                     let at = (token * shape.n_kv_heads + head) * shape.head_dim;
                     store.view(1).copy_key(head, token, &mut row);
-                    assert!(row.iter().enumerate().all(|(i, &x)| x == ((at + i) % 251) as f32), "key of token {token}");
+                    assert!(
+                        row.iter().enumerate().all(|(i, &x)| x == ((at + i) % 251) as f32),
+                        "key of token {token}"
+                    );
                     store.view(1).copy_value(head, token, &mut row);
                     assert_eq!(row[1], -(((at + 1) % 251) as f32), "value of token {token}");
                 }
@@ -321,7 +329,11 @@ mod tests {
         let shape = tiny_shape();
         let mut store = Store::new(&shape, KvDtype::Bf16);
         fill(&mut store, 0, 100);
-        store.append(0, &vec![1.0; 30 * shape.n_kv_heads * shape.head_dim], &vec![1.0; 30 * shape.n_kv_heads * shape.head_dim]);
+        store.append(
+            0,
+            &vec![1.0; 30 * shape.n_kv_heads * shape.head_dim],
+            &vec![1.0; 30 * shape.n_kv_heads * shape.head_dim],
+        );
         store.truncate(100).unwrap();
         fill(&mut store, 100, 7);
         assert_eq!(store.len(), 107);

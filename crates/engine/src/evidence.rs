@@ -28,7 +28,13 @@ pub struct Evidence {
 ///
 /// `texts` are the sources by index; the first `sinks` tokens are left out, since every query looks at them, whatever
 /// they say.
-pub(crate) fn passages(mass: &[f32], sources: &SourceMap, texts: &[String], sinks: usize, most: usize) -> Vec<Evidence> {
+pub(crate) fn passages(
+    mass: &[f32],
+    sources: &SourceMap,
+    texts: &[String],
+    sinks: usize,
+    most: usize,
+) -> Vec<Evidence> {
     let sentences: Vec<Vec<Range<usize>>> = texts.iter().map(|t| sentences(t)).collect();
     let mut weights: Vec<Vec<f64>> = sentences.iter().map(|s| vec![0.0; s.len()]).collect();
     let mut total = 0.0;
@@ -112,12 +118,19 @@ mod tests {
         let mut map = SourceMap::default();
         let source = map.add_source("a.txt");
         map.push(None);
-        let words: Vec<(usize, &str)> = text.split_inclusive(' ').scan(0, |at, w| {
-            *at += w.len();
-            Some((*at - w.len(), w))
-        }).collect();
+        let words: Vec<(usize, &str)> = text
+            .split_inclusive(' ')
+            .scan(0, |at, w| {
+                *at += w.len();
+                Some((*at - w.len(), w))
+            })
+            .collect();
         for (start, word) in &words {
-            map.push(Some(Origin { source, start: *start as u32, end: (start + word.trim_end().len()) as u32 }));
+            map.push(Some(Origin {
+                source,
+                start: *start as u32,
+                end: (start + word.trim_end().len()) as u32,
+            }));
         }
         let mass: Vec<f32> = std::iter::once(50.0)
             .chain(words.iter().map(|(_, w)| if w.contains('5') { 6.0 } else { 1.0 }))

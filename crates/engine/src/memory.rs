@@ -42,10 +42,18 @@ pub struct OutOfMemory {
 impl MemoryPlan {
     /// The plan for `tokens` tokens under a method, with `weights` bytes of weights and `known` bytes of memory already
     /// accounted for by the caller (text, tokens and the like).
-    pub fn new(config: &Config, method: &dyn Method, kv: KvDtype, weights: usize, tokens: usize, known: usize) -> Self {
+    pub fn new(
+        config: &Config,
+        method: &dyn Method,
+        kv: KvDtype,
+        weights: usize,
+        tokens: usize,
+        known: usize,
+    ) -> Self {
         let shape = config.shape();
         let step = method.largest_step().min(tokens.max(1));
-        let scratch = Scratch::planned_bytes(config, step) + selection_bytes(&shape, step) + 2 * 4 * config.vocab_size;
+        let scratch =
+            Scratch::planned_bytes(config, step) + selection_bytes(&shape, step) + 2 * 4 * config.vocab_size;
         let kv_bytes = Store::planned_bytes(&shape, kv, method.kept(tokens));
         let bookkeeping = tokens * (size_of::<u32>() * 2 + 16 * 2);
         let overhead = PROGRAM + known + bookkeeping;
@@ -69,7 +77,9 @@ impl MemoryPlan {
         let Some(available) = self.available.filter(|a| self.total > *a) else { return Ok(()) };
         let fixed = self.total - self.kv;
         let advice = match available.checked_sub(fixed).map(|rest| rest / self.kv_per_token.max(1)) {
-            Some(fit) if fit > 0 => format!("; about {fit} tokens fit (or a method that keeps less, or --kv bf16)"),
+            Some(fit) if fit > 0 => {
+                format!("; about {fit} tokens fit (or a method that keeps less, or --kv bf16)")
+            }
             _ => "; the model alone does not fit: use a smaller or more strongly quantised one".to_string(),
         };
         Err(OutOfMemory {

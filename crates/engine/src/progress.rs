@@ -25,7 +25,13 @@ impl Progress {
         let elapsed = start.elapsed();
         let rate = done as f64 / elapsed.as_secs_f64().max(1e-9);
         let left = (total - done) as f64 / rate.max(1e-9);
-        Self { done, total, elapsed, rate, remaining: Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX) }
+        Self {
+            done,
+            total,
+            elapsed,
+            rate,
+            remaining: Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX),
+        }
     }
 }
 

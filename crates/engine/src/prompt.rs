@@ -115,7 +115,8 @@ impl Prompt {
         let index = self.sources.len() as u32;
         let encoded = tokenizer.encode_text(&source.text)?;
         self.ids.extend_from_slice(&encoded.ids);
-        let origin = |r: &std::ops::Range<usize>| Origin { source: index, start: r.start as u32, end: r.end as u32 };
+        let origin =
+            |r: &std::ops::Range<usize>| Origin { source: index, start: r.start as u32, end: r.end as u32 };
         self.origins.extend(encoded.offsets.iter().map(|r| Some(origin(r))));
         self.sources.push((source.name.clone(), source.text.clone()));
         Ok(())

@@ -73,7 +73,11 @@ impl Sampler {
         if s.repetition_penalty != 1.0 {
             for &token in seen.iter().collect::<HashSet<_>>() {
                 if let Some(logit) = logits.get_mut(token as usize) {
-                    *logit = if *logit > 0.0 { *logit / s.repetition_penalty } else { *logit * s.repetition_penalty };
+                    *logit = if *logit > 0.0 {
+                        *logit / s.repetition_penalty
+                    } else {
+                        *logit * s.repetition_penalty
+                    };
                 }
             }
         }
@@ -81,9 +85,7 @@ impl Sampler {
             return argmax(&logits);
         }
         let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
-        let by_logit = |a: &u32, b: &u32| {
-            logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
-        };
+        let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
         if s.top_k > 0 && s.top_k < tokens.len() {
             tokens.select_nth_unstable_by(s.top_k - 1, by_logit);
             tokens.truncate(s.top_k);

@@ -23,7 +23,9 @@ pub enum SessionError {
     #[error("nothing was read yet, so there is nothing to continue; prefill a prompt first")]
     NothingRead,
     /// A token id the model does not have.
-    #[error("token {token} is not below the model's vocabulary of {vocab_size}; tokenizer and model do not belong together")]
+    #[error(
+        "token {token} is not below the model's vocabulary of {vocab_size}; tokenizer and model do not belong together"
+    )]
     UnknownToken {
         /// The id.
         token: u32,
@@ -215,7 +217,8 @@ impl Session {
             let logits = self.feed(tokens, step, &want)?;
             for token in done..step.tokens.end - base {
                 let origin = token.checked_sub(carried).and_then(|t| prompt.origins[t]);
-                self.sources.push(origin.map(|o| reattention::Origin { source: o.source + first_source, ..o }));
+                self.sources
+                    .push(origin.map(|o| reattention::Origin { source: o.source + first_source, ..o }));
             }
             if !logits.is_empty() {
                 self.logits = logits;
@@ -321,7 +324,12 @@ impl Session {
     ///
     /// # Errors
     /// When a token is unknown or the method refuses.
-    pub fn feed_step(&mut self, tokens: &[u32], kind: StepKind, want: &Logits) -> Result<Vec<f32>, SessionError> {
+    pub fn feed_step(
+        &mut self,
+        tokens: &[u32],
+        kind: StepKind,
+        want: &Logits,
+    ) -> Result<Vec<f32>, SessionError> {
         self.check(tokens)?;
         let start = self.ids.len();
         let logits = self.feed(tokens, &Step { tokens: start..start + tokens.len(), kind }, want)?;

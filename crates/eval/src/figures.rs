@@ -7,16 +7,23 @@ use std::fmt::Write;
 pub fn needle_table(cells: &[needle::Cell]) -> String {
     let depths = distinct(cells.iter().map(|c| c.depth));
     let mut rows = vec![
-        ["method", "tokens"].map(String::from).into_iter().chain(depths.iter().map(|d| format!("{d}%"))).collect::<Vec<_>>(),
+        ["method", "tokens"]
+            .map(String::from)
+            .into_iter()
+            .chain(depths.iter().map(|d| format!("{d}%")))
+            .collect::<Vec<_>>(),
     ];
     rows[0].extend(["mean", "s a question", "peak MiB"].map(String::from));
     for group in groups(cells) {
         let mut row = vec![group[0].method.clone(), group[0].length.to_string()];
         row.extend(group.iter().map(|c| format!("{:.2}", accuracy(&[c]))));
         row.push(format!("{:.2}", accuracy(&group)));
-        let (seconds, samples) = (group.iter().map(|c| c.seconds).sum::<f64>(), group.iter().map(|c| c.samples).sum::<usize>());
+        let (seconds, samples) =
+            (group.iter().map(|c| c.seconds).sum::<f64>(), group.iter().map(|c| c.samples).sum::<usize>());
         row.push(format!("{:.2}", seconds / samples.max(1) as f64));
-        row.push(group.iter().filter_map(|c| c.peak_rss_bytes).max().map_or("-".into(), |b| (b >> 20).to_string()));
+        row.push(
+            group.iter().filter_map(|c| c.peak_rss_bytes).max().map_or("-".into(), |b| (b >> 20).to_string()),
+        );
         rows.push(row);
     }
     markdown(&rows)
@@ -52,21 +59,47 @@ pub fn needle_svg(cells: &[needle::Cell]) -> String {
     );
     for (m, method) in methods.iter().enumerate() {
         let y0 = m * panel + top;
-        let _ = writeln!(svg, "<text x=\"{left}\" y=\"{}\" font-size=\"15\" font-weight=\"bold\">{}</text>", y0 - 14, escape(method));
+        let _ = writeln!(
+            svg,
+            "<text x=\"{left}\" y=\"{}\" font-size=\"15\" font-weight=\"bold\">{}</text>",
+            y0 - 14,
+            escape(method)
+        );
         for (d, depth) in depths.iter().enumerate() {
             let y = y0 + d * CELL.1;
-            let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{depth}%</text>", left - 8, y + CELL.1 / 2 + 4);
+            let _ = writeln!(
+                svg,
+                "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{depth}%</text>",
+                left - 8,
+                y + CELL.1 / 2 + 4
+            );
             for (l, length) in lengths.iter().enumerate() {
-                let Some(cell) = cells.iter().find(|c| c.method == *method && c.length == *length && c.depth == *depth) else { continue };
+                let Some(cell) =
+                    cells.iter().find(|c| c.method == *method && c.length == *length && c.depth == *depth)
+                else {
+                    continue;
+                };
                 let (x, share) = (left + l * CELL.0, accuracy(&[cell]));
                 let ink = if share > 0.6 { "white" } else { "black" };
-                let _ = writeln!(svg, "<rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{}\" fill=\"{}\"/>", CELL.0 - 2, CELL.1 - 2, colour(share));
-                let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"{ink}\">{share:.2}</text>", x + CELL.0 / 2 - 1, y + CELL.1 / 2 + 3);
+                let _ = writeln!(
+                    svg,
+                    "<rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{}\" fill=\"{}\"/>",
+                    CELL.0 - 2,
+                    CELL.1 - 2,
+                    colour(share)
+                );
+                let _ = writeln!(
+                    svg,
+                    "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"{ink}\">{share:.2}</text>",
+                    x + CELL.0 / 2 - 1,
+                    y + CELL.1 / 2 + 3
+                );
             }
         }
         for (l, length) in lengths.iter().enumerate() {
             let (x, y) = (left + l * CELL.0 + CELL.0 / 2 - 1, y0 + CELL.1 * depths.len() + 14);
-            let _ = writeln!(svg, "<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">{}</text>", short(*length));
+            let _ =
+                writeln!(svg, "<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">{}</text>", short(*length));
         }
     }
     svg.push_str("</svg>\n");
@@ -130,7 +163,11 @@ fn markdown(rows: &[Vec<String>]) -> String {
             let rule: Vec<String> = widths
                 .iter()
                 .enumerate()
-                .map(|(c, &w)| if c == 0 { "-".repeat(w) } else { format!("{}:", "-".repeat(w.saturating_sub(1))) })
+                .map(
+                    |(c, &w)| {
+                        if c == 0 { "-".repeat(w) } else { format!("{}:", "-".repeat(w.saturating_sub(1))) }
+                    },
+                )
                 .collect();
             let _ = writeln!(table, "| {} |", rule.join(" | "));
         }
@@ -175,7 +212,12 @@ mod tests {
 
     #[test]
     fn a_table_has_a_line_for_each_method_and_length() {
-        let table = needle_table(&[cell("full", 512, 0.0, 4), cell("full", 512, 50.0, 2), cell("other", 512, 0.0, 0), cell("other", 512, 50.0, 1)]);
+        let table = needle_table(&[
+            cell("full", 512, 0.0, 4),
+            cell("full", 512, 50.0, 2),
+            cell("other", 512, 0.0, 0),
+            cell("other", 512, 50.0, 1),
+        ]);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines[0], "| method | tokens |   0% |  50% | mean | s a question | peak MiB |");
         assert_eq!(lines[2], "| full   |    512 | 1.00 | 0.50 | 0.75 |         0.50 |        5 |");
@@ -186,6 +228,8 @@ mod tests {
     fn the_heat_map_is_well_formed_and_names_what_it_shows() {
         let svg = needle_svg(&[cell("a<b", 1 << 20, 0.0, 4), cell("a<b", 4096, 100.0, 0)]);
         assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
-        assert!(svg.contains("a&lt;b") && svg.contains(">1m<") && svg.contains(">4k<") && svg.contains(">1.00<"));
+        assert!(
+            svg.contains("a&lt;b") && svg.contains(">1m<") && svg.contains(">4k<") && svg.contains(">1.00<")
+        );
     }
 }

@@ -85,9 +85,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let rope = args.method.rope(&shape)?;
     let tokenizer = Arc::new(package.tokenizer().input()?);
     let template = package.template().input()?.filter(|_| !args.no_template);
-    let prompt = reattention_engine::Prompt::ask(&sources, &question, &tokenizer, template.as_ref()).input()?;
+    let prompt =
+        reattention_engine::Prompt::ask(&sources, &question, &tokenizer, template.as_ref()).input()?;
     let text_bytes = 3 * sources.iter().map(|s| s.text.len()).sum::<usize>();
-    let plan = package.plan(method.as_ref(), args.model.kv, prompt.ids.len() + args.max_new_tokens, text_bytes);
+    let plan =
+        package.plan(method.as_ref(), args.model.kv, prompt.ids.len() + args.max_new_tokens, text_bytes);
     args.output.say(plan.line());
     plan.check().input()?;
     if method.spec().name == "full" && prompt.ids.len() > shape.window {
@@ -166,9 +168,22 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
 }
 
 /// The lines on stderr under an answer.
-fn show_details(args: &Args, session: &Session, answer: &Generation, context: usize, prompt: usize, prefill_s: f64) {
+fn show_details(
+    args: &Args,
+    session: &Session,
+    answer: &Generation,
+    context: usize,
+    prompt: usize,
+    prefill_s: f64,
+) {
     for e in &answer.evidence {
-        args.output.say(format_args!("evidence {:>3.0}%  {}:{}  {}", 100.0 * e.weight, e.source, e.line, e.text));
+        args.output.say(format_args!(
+            "evidence {:>3.0}%  {}:{}  {}",
+            100.0 * e.weight,
+            e.source,
+            e.line,
+            e.text
+        ));
     }
     args.output.say(format_args!(
         "{context} tokens of context, {prompt} in the prompt, at most {} attended at once, {} generated; read at {:.0} tokens/s, answered at {:.1} tokens/s",
@@ -186,7 +201,11 @@ fn files_and_question(args: &Args) -> Result<(Vec<String>, String), Failure> {
         Some(question) => question.clone(),
         None => match files.pop() {
             Some(last) if !files.is_empty() && last != "-" && !Path::new(&last).exists() => last,
-            _ => return Err(Failure::Input(anyhow!("no question; write it last: reattn ask --context FILE \"QUESTION\""))),
+            _ => {
+                return Err(Failure::Input(anyhow!(
+                    "no question; write it last: reattn ask --context FILE \"QUESTION\""
+                )));
+            }
         },
     };
     if files.is_empty() {

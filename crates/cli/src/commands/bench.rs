@@ -67,7 +67,8 @@ fn sessions(args: &Args) -> Result<ExitCode, Failure> {
             let Some(plan) = plans.next() else { break };
             args.output.say(format_args!("{name}: {}", plan.line()));
             let method = build(name, settings, &shape).input()?;
-            let mut session = Session::new(Arc::clone(&model), method, rope.clone(), args.model.kv, Arc::clone(&backend));
+            let mut session =
+                Session::new(Arc::clone(&model), method, rope.clone(), args.model.kv, Arc::clone(&backend));
             reset_peak();
             let prompt = Prompt::from_ids(random_ids(length, package.config().vocab_size, args.seed));
             let label = format!("{name} at {length}");

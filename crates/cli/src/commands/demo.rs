@@ -88,7 +88,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let read = session.len();
         session.gather_evidence();
         let asked = session.prefill(&question, &cancel, |_| {}).running()?;
-        let answer = session.generate(&options, Some(engine.tokenizer().as_ref()), &cancel, |_| {}).running()?;
+        let answer =
+            session.generate(&options, Some(engine.tokenizer().as_ref()), &cancel, |_| {}).running()?;
         session.truncate(read).running()?;
         let right = fact.is_answered_by(&answer.text);
         found += usize::from(right);
@@ -97,10 +98,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         question_tokens += asked.tokens;
         question_s += asked.elapsed.as_secs_f64();
         if !args.output.json {
-            print(format_args!("\nQ  {}   (hidden at {:.0}% of the text)", fact.question(), 100.0 * placed.depth))?;
+            print(format_args!(
+                "\nQ  {}   (hidden at {:.0}% of the text)",
+                fact.question(),
+                100.0 * placed.depth
+            ))?;
             print(format_args!("A {}   {}", answer.text, if right { "right" } else { "WRONG" }))?;
             for e in &answer.evidence {
-                print(format_args!("   looked at line {} ({:.0}% of its attention to the text): {}", e.line, 100.0 * e.weight, e.text))?;
+                print(format_args!(
+                    "   looked at line {} ({:.0}% of its attention to the text): {}",
+                    e.line,
+                    100.0 * e.weight,
+                    e.text
+                ))?;
             }
         }
         rows.push(json!({

@@ -100,7 +100,8 @@ fn run_needle(args: &NeedleArgs) -> Result<ExitCode, Failure> {
         ..needle::Options::default()
     };
     let mut bar = Bar::new(args.shared.output.quiet);
-    let report = needle::run(&engine, &arms, &options, &Cancel::default(), |name, p| bar.show(name, p)).map_err(blame)?;
+    let report = needle::run(&engine, &arms, &options, &Cancel::default(), |name, p| bar.show(name, p))
+        .map_err(blame)?;
     bar.clear();
     let table = figures::needle_table(&report.cells);
     let svg = figures::needle_svg(&report.cells);
@@ -125,7 +126,9 @@ fn run_perplexity(args: &PerplexityArgs) -> Result<ExitCode, Failure> {
         None => (text::prose(args.shared.seed, generated * 8), Some(generated)),
     };
     let mut bar = Bar::new(args.shared.output.quiet);
-    let report = perplexity::run(&engine, &arms, &text, most, &Cancel::default(), |name, p| bar.show(name, p)).map_err(blame)?;
+    let report =
+        perplexity::run(&engine, &arms, &text, most, &Cancel::default(), |name, p| bar.show(name, p))
+            .map_err(blame)?;
     bar.clear();
     let table = figures::perplexity_table(&report.buckets);
     args.shared.finish("perplexity", &engine, &arms, &report, &table, None)
@@ -173,7 +176,9 @@ impl Shared {
             "seed": self.seed,
             "methods": arms.iter().map(|a| Ok(crate::common::method_json(a.build(engine)?.as_ref()))).collect::<Result<Vec<Value>, EvalError>>().input()?,
         });
-        if let (Value::Object(object), Value::Object(report)) = (&mut object, serde_json::to_value(report).running()?) {
+        if let (Value::Object(object), Value::Object(report)) =
+            (&mut object, serde_json::to_value(report).running()?)
+        {
             object.extend(report);
         }
         if let Some(dir) = &self.out {
@@ -184,7 +189,11 @@ impl Shared {
             }
             self.output.say(format_args!("written to {}", dir.display()));
         }
-        if self.output.json { print_json(&object)? } else { print(table.trim_end())? }
+        if self.output.json {
+            print_json(&object)?
+        } else {
+            print(table.trim_end())?
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

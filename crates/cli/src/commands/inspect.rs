@@ -27,7 +27,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let (config, shape, weights) = (package.config(), package.shape(), package.weights());
     let per_token = |kv| Store::bytes_per_token(&shape, kv);
     let template = package.template().input()?.is_some();
-    let fits = available().map(|a| a.saturating_sub(weights.bytes_resident as usize) / per_token(KvDtype::Bf16));
+    let fits =
+        available().map(|a| a.saturating_sub(weights.bytes_resident as usize) / per_token(KvDtype::Bf16));
     if args.output.json {
         print_json(&json!({
             "model": package.name(),
@@ -52,19 +53,45 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let types: Vec<String> = weights.bytes_by_type.iter().map(|(t, b)| format!("{t} {}", human(*b as usize))).collect();
+    let types: Vec<String> =
+        weights.bytes_by_type.iter().map(|(t, b)| format!("{t} {}", human(*b as usize))).collect();
     print(format_args!("{}", package.name()))?;
-    print(format_args!("  architecture   {}: {} layers, hidden {}, MLP {}", shape.family, shape.n_layers, config.hidden, config.intermediate))?;
-    print(format_args!("  attention      {} query heads, {} KV heads, head_dim {}", shape.n_heads, shape.n_kv_heads, shape.head_dim))?;
-    print(format_args!("  window         {} positions, rope theta {}, scaling {:?}", shape.window, shape.rope.theta, shape.rope.scaling))?;
+    print(format_args!(
+        "  architecture   {}: {} layers, hidden {}, MLP {}",
+        shape.family, shape.n_layers, config.hidden, config.intermediate
+    ))?;
+    print(format_args!(
+        "  attention      {} query heads, {} KV heads, head_dim {}",
+        shape.n_heads, shape.n_kv_heads, shape.head_dim
+    ))?;
+    print(format_args!(
+        "  window         {} positions, rope theta {}, scaling {:?}",
+        shape.window, shape.rope.theta, shape.rope.scaling
+    ))?;
     if let Some(w) = shape.sliding_window {
         print(format_args!("  sliding window {} tokens from layer {}", w.size, w.first_layer))?;
     }
-    print(format_args!("  vocabulary     {} tokens, {}", config.vocab_size, if template { "with chat template" } else { "no chat template" }))?;
-    print(format_args!("  weights        {} parameters, {} ({})", weights.params, human(weights.bytes_resident as usize), types.join(", ")))?;
-    print(format_args!("  KV a token     {} in bf16, {} in f32", human(per_token(KvDtype::Bf16)), human(per_token(KvDtype::F32))))?;
+    print(format_args!(
+        "  vocabulary     {} tokens, {}",
+        config.vocab_size,
+        if template { "with chat template" } else { "no chat template" }
+    ))?;
+    print(format_args!(
+        "  weights        {} parameters, {} ({})",
+        weights.params,
+        human(weights.bytes_resident as usize),
+        types.join(", ")
+    ))?;
+    print(format_args!(
+        "  KV a token     {} in bf16, {} in f32",
+        human(per_token(KvDtype::Bf16)),
+        human(per_token(KvDtype::F32))
+    ))?;
     if let (Some(fits), Some(available)) = (fits, available()) {
-        print(format_args!("  context        about {fits} tokens fit the {} available here (bf16)", human(available)))?;
+        print(format_args!(
+            "  context        about {fits} tokens fit the {} available here (bf16)",
+            human(available)
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }

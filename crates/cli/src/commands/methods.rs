@@ -33,7 +33,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     for s in specs() {
-        print(format_args!("{}\n  {}\n  paper: {}\n  cost:  {}\n  suits: {}", s.name, s.summary, s.paper, s.cost, s.suits))?;
+        print(format_args!(
+            "{}\n  {}\n  paper: {}\n  cost:  {}\n  suits: {}",
+            s.name, s.summary, s.paper, s.cost, s.suits
+        ))?;
         for p in s.params {
             print(format_args!("    {:<15} {}\n{:20}default {}; {}", p.name, p.doc, "", p.default, p.range))?;
         }

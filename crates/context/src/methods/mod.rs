@@ -12,9 +12,9 @@ pub use full::Full;
 pub use reattention::ReAttention;
 pub use streaming_llm::StreamingLlm;
 
+use crate::ModelShape;
 use crate::rope::Ropes;
 use crate::settings::{MethodError, MethodSpec, Settings};
-use crate::ModelShape;
 use reattention_kernels::{Backend, KvView, Queries, Segment};
 use std::ops::Range;
 use std::sync::Arc;
@@ -166,16 +166,21 @@ pub fn build(name: &str, settings: &Settings, shape: &ModelShape) -> Result<Box<
 
 /// `tokens` in pieces of at most `chunk`, all of one kind.
 fn chunks(tokens: Range<usize>, chunk: usize, kind: StepKind) -> impl Iterator<Item = Step> {
-    tokens.clone().step_by(chunk).map(move |first| Step { tokens: first..(first + chunk).min(tokens.end), kind })
+    tokens
+        .clone()
+        .step_by(chunk)
+        .map(move |first| Step { tokens: first..(first + chunk).min(tokens.end), kind })
 }
 
 /// The common schedule: the context in chunks, the question (if it stands apart) in chunks of its own, and the last
-/// token alone, so that it chooses for itself.
-fn question_apart(tokens: Range<usize>, question: Option<usize>, chunk: usize) -> Vec<Step> {
+/// token alone, so that it chooses for itself. No chunk reaches across token `block`.
+fn question_apart(tokens: Range<usize>, question: Option<usize>, chunk: usize, block: usize) -> Vec<Step> {
     let Range { start, end } = tokens;
     let question = question.unwrap_or(end.saturating_sub(1)).clamp(start, end);
     let last = if question == end { end } else { end - 1 };
-    chunks(start..question, chunk, StepKind::Prefill)
+    let block = block.clamp(start, question);
+    chunks(start..block, chunk, StepKind::Prefill)
+        .chain(chunks(block..question, chunk, StepKind::Prefill))
         .chain(chunks(question..last, chunk, StepKind::Question))
         .chain(chunks(last..end, chunk, StepKind::Decode))
         .collect()

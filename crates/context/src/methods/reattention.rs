@@ -133,15 +133,20 @@ impl ReAttention {
         let read = settings.reader(&SPEC);
         if let Some(w) = shape.sliding_window {
             let reason = "they cannot attend to selected tokens outside it; use full";
-            return Err(read.unsuited(format!("its layers slide over the last {} tokens, and {reason}", w.size)));
+            return Err(
+                read.unsuited(format!("its layers slide over the last {} tokens, and {reason}", w.size))
+            );
         }
         let window = shape.window;
         let small = if window < 1024 { (window / 32).max(1) } else { 32 };
-        let local = read.value("local", match window {
-            16_416.. => 8192,
-            8192.. => 4096,
-            _ => (window / 4).max(1),
-        })?;
+        let local = read.value(
+            "local",
+            match window {
+                16_416.. => 8192,
+                8192.. => 4096,
+                _ => (window / 4).max(1),
+            },
+        )?;
         let global = read.value("global", small)?;
         let span: usize = read.value("span", small)?;
         let spans_that_fit = window.saturating_sub(global + local) / span.max(1);
@@ -157,11 +162,14 @@ impl ReAttention {
             prefill_selects: read.choice("prefill", &[("select", true), ("window", false)])?,
             per_kv_head: read.choice("share", &[("layer", false), ("kv_head", true)])?,
             contiguous: read.choice("positions", &[("contiguous", true), ("original", false)])?,
-            reference: read.choice("reference", &[
-                ("off", Reference::Off),
-                ("published", Reference::Published),
-                ("published-exact", Reference::PublishedExact),
-            ])?,
+            reference: read.choice(
+                "reference",
+                &[
+                    ("off", Reference::Off),
+                    ("published", Reference::Published),
+                    ("published-exact", Reference::PublishedExact),
+                ],
+            )?,
         };
         read.choice("selector", &[("exact", ())])?;
         method.check(&read)?;
@@ -188,9 +196,13 @@ impl ReAttention {
             )));
         }
         if self.per_kv_head && self.published() {
-            return Err(read.contradiction("share=kv_head does not exist in the published code; leave reference=off"));
+            return Err(
+                read.contradiction("share=kv_head does not exist in the published code; leave reference=off")
+            );
         }
-        let scope = self.clip.map(|clip| self.global.saturating_add(self.local).saturating_add(clip.saturating_mul(self.span)));
+        let scope = self.clip.map(|clip| {
+            self.global.saturating_add(self.local).saturating_add(clip.saturating_mul(self.span))
+        });
         match scope {
             Some(scope) if self.contiguous && scope > self.window => Err(read.contradiction(format!(
                 "global + local + clip * span = {scope} exceeds the model's window of {} positions; lower local or clip",
@@ -221,7 +233,11 @@ impl ReAttention {
         TopKRequest {
             keys: middle,
             k: self.top_k,
-            pairing: if self.published() && !kernel { HeadPairing::Interleaved } else { HeadPairing::Grouped },
+            pairing: if self.published() && !kernel {
+                HeadPairing::Interleaved
+            } else {
+                HeadPairing::Grouped
+            },
             rule: if self.reference == Reference::Published && kernel && self.top_k == 4 {
                 TopKRule::BestPerTile { tile: TILE }
             } else {
@@ -233,7 +249,8 @@ impl ReAttention {
     /// One selection for the layer, or one a KV head.
     fn selections(&self, call: &LayerCall, middle: Range<usize>) -> Vec<Selection> {
         let best = call.backend.top_k(&call.q, &call.kv, &self.request(call.step, middle.clone()));
-        let span = if self.published() { SpanRule::Published(self.span) } else { SpanRule::Centred(self.span) };
+        let span =
+            if self.published() { SpanRule::Published(self.span) } else { SpanRule::Centred(self.span) };
         let select = |votes: Vec<u32>| select(votes, self.clip, span, middle.clone());
         if !self.per_kv_head {
             return vec![select(best.indices)];
@@ -252,7 +269,12 @@ impl ReAttention {
     }
 
     /// `[global | selected | local]` at contiguous (or original) positions.
-    fn segments(&self, call: &mut LayerCall, selected: Arc<[u32]>, local: usize) -> Result<Vec<Segment>, MethodError> {
+    fn segments(
+        &self,
+        call: &mut LayerCall,
+        selected: Arc<[u32]>,
+        local: usize,
+    ) -> Result<Vec<Segment>, MethodError> {
         let Range { start, end } = call.step.tokens;
         let (q_len, n_selected) = (end - start, selected.len());
         let size = self.global + n_selected + local;
@@ -320,11 +342,14 @@ impl Method for ReAttention {
             ("share", either(self.per_kv_head, "kv_head", "layer")),
             ("selector", "exact".into()),
             ("positions", either(self.contiguous, "contiguous", "original")),
-            ("reference", match self.reference {
-                Reference::Off => "off".into(),
-                Reference::Published => "published".into(),
-                Reference::PublishedExact => "published-exact".into(),
-            }),
+            (
+                "reference",
+                match self.reference {
+                    Reference::Off => "off".into(),
+                    Reference::Published => "published".into(),
+                    Reference::PublishedExact => "published-exact".into(),
+                },
+            ),
         ]
     }
 
@@ -342,7 +367,8 @@ impl Method for ReAttention {
                 .collect();
         }
         let apart = question.filter(|q| self.question_alone || *q == tokens.end);
-        question_apart(tokens, apart, self.chunk)
+        // Up to global + local tokens attention is full, and cutting it in chunks changes nothing.
+        question_apart(tokens, apart, self.chunk, self.global + self.local)
     }
 
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
@@ -352,8 +378,11 @@ impl Method for ReAttention {
         }
         let local = self.local_of(end);
         let searched = self.top_k > 0 && (self.prefill_selects || call.step.kind != StepKind::Prefill);
-        let selections =
-            if searched { self.selections(call, self.global..end - local) } else { vec![Selection::default()] };
+        let selections = if searched {
+            self.selections(call, self.global..end - local)
+        } else {
+            vec![Selection::default()]
+        };
         let segments = selections
             .iter()
             .map(|s| self.segments(call, Arc::clone(&s.tokens), local))
@@ -375,5 +404,105 @@ impl Method for ReAttention {
 
     fn splits(&self) -> bool {
         self.question_alone && !self.published()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::tiny_shape;
+
+    fn build(pairs: &[&str], window: usize) -> Result<ReAttention, MethodError> {
+        ReAttention::new(&Settings::parse(pairs).unwrap(), &ModelShape { window, ..tiny_shape() })
+    }
+
+    /// Settings of the paper follow from the window: LLaMA3-8B, then LLaMA3.1, Mistral-v0.3, Qwen2.5, InternLM2.5.
+    #[test]
+    fn defaults_are_the_published_settings() {
+        let of = |window| {
+            let m = build(&[], window).unwrap();
+            (m.global, m.local, m.span, m.top_k, m.clip, m.chunk)
+        };
+        assert_eq!(of(8192), (32, 4096, 32, 4, Some(127), 512));
+        assert_eq!(of(32_768), (32, 8192, 32, 4, Some(256), 512));
+        assert_eq!(of(131_072), (32, 8192, 32, 4, Some(256), 512));
+        assert_eq!(of(512), (16, 128, 16, 4, Some(23), 64));
+        for window in [4, 16, 100, 512, 1000, 1024, 4096, 10_000, 20_000] {
+            let m = build(&[], window).unwrap();
+            assert!(m.global + m.local + m.clip.unwrap() * m.span <= window, "window {window}: {m:?}");
+        }
+    }
+
+    /// Check values of the published driver: prompts of `n` tokens and their first block, chunks and selecting steps.
+    #[test]
+    fn published_schedule_has_the_published_blocks() {
+        let a = build(&["reference=published"], 8192).unwrap();
+        for (n, first, steps, last_chunk) in [
+            (100_000, 4127, 190, 128),
+            (4128, 4127, 2, 4127),
+            (4129, 4000, 3, 128),
+            (4200, 4071, 3, 128),
+            (131_072, 4095, 250, 512),
+        ] {
+            let schedule = a.schedule(0..n, None);
+            assert_eq!(schedule[0].tokens, 0..first, "{n}");
+            let chunk = &schedule[schedule.len() - 2];
+            assert_eq!((schedule.len(), chunk.tokens.len()), (steps, last_chunk), "{n}");
+            assert_eq!(schedule.last().unwrap(), &Step { tokens: n - 1..n, kind: StepKind::Decode });
+        }
+        assert_eq!(a.local_of(99_871), 4095);
+        assert_eq!(a.local_of(100_000), 3968);
+        assert_eq!(a.local_of(100_001), 3969);
+        assert_eq!(a.local_of(4129), 3969);
+        let b = build(&["reference=published"], 131_072).unwrap();
+        assert_eq!(b.schedule(0..1_000_000, None)[0].tokens.end, 8127);
+        assert_eq!(b.local_of(1_000_000), 8096);
+    }
+
+    #[test]
+    fn the_question_stands_alone_unless_told_otherwise() {
+        let kinds = |m: &ReAttention, question| {
+            m.schedule(0..400, question).iter().map(|s| (s.tokens.clone(), s.kind)).collect::<Vec<_>>()
+        };
+        let alone = kinds(&build(&[], 512).unwrap(), Some(330));
+        let tail = [
+            (272..330, StepKind::Prefill),
+            (330..394, StepKind::Question),
+            (394..399, StepKind::Question),
+            (399..400, StepKind::Decode),
+        ];
+        assert_eq!(alone[alone.len() - 4..], tail);
+        // 144 = global + local: the first selecting chunk starts there.
+        assert!(
+            alone.contains(&(128..144, StepKind::Prefill)) && alone.contains(&(144..208, StepKind::Prefill))
+        );
+        let together = kinds(&build(&["question_alone=false"], 512).unwrap(), Some(330));
+        assert!(together.contains(&(336..399, StepKind::Prefill)));
+        let context_only = kinds(&build(&["question_alone=false"], 512).unwrap(), Some(400));
+        assert_eq!(context_only.last().unwrap(), &(336..400, StepKind::Prefill));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for (bad, says) in [
+            (vec!["chunk=129"], "chunk=129 must not exceed 128"),
+            (vec!["span=0"], "span=0"),
+            (vec!["top_k=0"], "top_k=0"),
+            (vec!["clip=0"], "clip=0"),
+            (vec!["clip=24"], "exceeds the model's window of 512"),
+            (vec!["local=600"], "exceeds the model's window"),
+            (vec!["share=heads"], "layer or kv_head"),
+            (vec!["selector=magic"], "selector=magic must be exact"),
+            (vec!["reference=published"], "must not exceed 0"),
+            (vec!["top_k=four"], "top_k=four"),
+        ] {
+            let error = build(&bad, 512).unwrap_err().to_string();
+            assert!(error.contains(says), "{bad:?}: {error}");
+        }
+        let sliding = ModelShape {
+            sliding_window: Some(crate::SlidingWindow { size: 64, first_layer: 0 }),
+            ..tiny_shape()
+        };
+        assert!(matches!(ReAttention::new(&Settings::new(), &sliding), Err(MethodError::Unsuited { .. })));
     }
 }

@@ -96,8 +96,8 @@ impl Method for StreamingLlm {
         ]
     }
 
-    fn schedule(&self, tokens: Range<usize>, _question: Option<usize>) -> Vec<Step> {
-        question_apart(tokens, None, self.chunk)
+    fn schedule(&self, tokens: Range<usize>, question: Option<usize>) -> Vec<Step> {
+        question_apart(tokens, question, self.chunk, 0)
     }
 
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {

@@ -30,7 +30,12 @@ impl SpanRule {
 
 /// One vote per entry of `voted`: distinct tokens are counted, the `clip` most voted ones stay (ties to the lower token),
 /// and each becomes a span cut off at the ends of `middle`.
-pub(super) fn select(mut voted: Vec<u32>, clip: Option<usize>, span: SpanRule, middle: Range<usize>) -> Selection {
+pub(super) fn select(
+    mut voted: Vec<u32>,
+    clip: Option<usize>,
+    span: SpanRule,
+    middle: Range<usize>,
+) -> Selection {
     voted.sort_unstable();
     let (mut candidates, mut votes) = (Vec::new(), Vec::new());
     for token in voted {
@@ -89,7 +94,10 @@ mod tests {
         let s = select(vec![10, 12, 19], None, SpanRule::Centred(6), 10..20);
         assert_eq!(s.tokens[..], [10, 11, 12, 13, 14, 16, 17, 18, 19]);
         assert_eq!(select(vec![15], None, SpanRule::Centred(5), 10..20).tokens[..], [13, 14, 15, 16, 17]);
-        assert_eq!(select(vec![15], None, SpanRule::Published(5), 10..20).tokens[..], [12, 13, 14, 15, 16, 17]);
+        assert_eq!(
+            select(vec![15], None, SpanRule::Published(5), 10..20).tokens[..],
+            [12, 13, 14, 15, 16, 17]
+        );
         assert_eq!(select(vec![15], None, SpanRule::Published(1), 10..20).tokens[..], [14, 15]);
         assert_eq!(select(vec![15], None, SpanRule::Centred(1), 10..20).tokens[..], [15]);
     }

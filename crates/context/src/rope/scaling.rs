@@ -96,7 +96,11 @@ impl RopeConfig {
     /// Names the first field out of range.
     pub fn validate(&self) -> Result<(), RopeError> {
         let check = |name, value: f64, ok: bool, expected| {
-            if ok && value.is_finite() { Ok(()) } else { Err(RopeError::OutOfRange { name, value, expected }) }
+            if ok && value.is_finite() {
+                Ok(())
+            } else {
+                Err(RopeError::OutOfRange { name, value, expected })
+            }
         };
         check("theta", self.theta, self.theta > 1.0, "above 1")?;
         check("dim", self.dim as f64, self.dim >= 2 && self.dim.is_multiple_of(2), "even and at least 2")?;
@@ -117,7 +121,12 @@ impl RopeConfig {
                 let a = attention_factor.unwrap_or(1.0);
                 check("attention_factor", a, a > 0.0, "above 0")
             }
-            RopeScaling::Llama3 { factor: f, low_freq_factor: low, high_freq_factor: high, original_window } => {
+            RopeScaling::Llama3 {
+                factor: f,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_window,
+            } => {
                 factor(f)?;
                 check("low_freq_factor", low, low > 0.0, "above 0")?;
                 check("high_freq_factor", high, high > low, "above low_freq_factor")?;
@@ -137,7 +146,8 @@ impl RopeConfig {
 
     /// Frequencies `[dim / 2]` and the factor on cosine and sine for a context of `n` tokens.
     pub fn frequencies(&self, n: usize) -> (Vec<f32>, f32) {
-        let plain = |theta: f64| (0..self.dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / self.dim as f64));
+        let plain =
+            |theta: f64| (0..self.dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / self.dim as f64));
         let dim = self.dim as f64;
         let stretched = |by: f64| self.theta * by.powf(dim / (dim - 2.0));
         let narrow = |f: &mut dyn Iterator<Item = f64>| f.map(|x| x as f32).collect::<Vec<f32>>();
@@ -150,9 +160,8 @@ impl RopeConfig {
                 (narrow(&mut plain(stretched(factor * ratio - (factor - 1.0)))), 1.0)
             }
             RopeScaling::Yarn { factor, original_window, beta_fast, beta_slow, attention_factor } => {
-                let turns = |t: f64| {
-                    dim * (original_window as f64 / (t * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
-                };
+                let turns =
+                    |t: f64| dim * (original_window as f64 / (t * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
                 let low = turns(beta_fast).floor().max(0.0);
                 let mut high = turns(beta_slow).ceil().min(dim - 1.0);
                 if high == low {
@@ -174,7 +183,8 @@ impl RopeConfig {
                     } else if wavelength > old / low_freq_factor {
                         f / factor
                     } else {
-                        let smooth = (old / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        let smooth =
+                            (old / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                         (1.0 - smooth) * f / factor + smooth * f
                     }
                 });
@@ -196,7 +206,8 @@ impl RopeConfig {
         let (name, rest) = spec.split_once(':').unwrap_or((spec, ""));
         let mut numbers = Numbers { spec, pairs: Vec::new() };
         for pair in rest.split(',').filter(|p| !p.is_empty()) {
-            let (key, value) = pair.split_once('=').ok_or_else(|| numbers.error(format!("`{pair}` is not key=value")))?;
+            let (key, value) =
+                pair.split_once('=').ok_or_else(|| numbers.error(format!("`{pair}` is not key=value")))?;
             let value = value.parse().map_err(|_| numbers.error(format!("`{value}` is not a number")))?;
             numbers.pairs.push((key.to_string(), value));
         }
@@ -290,8 +301,13 @@ mod tests {
     fn specifications_are_read_and_refused() {
         let c = config(64, 1e4, 4096, RopeScaling::None);
         assert_eq!(c.with_spec("linear:factor=2").unwrap().scaling, RopeScaling::Linear { factor: 2.0 });
-        assert!(matches!(c.with_spec("yarn").unwrap().scaling, RopeScaling::Yarn { original_window: 4096, .. }));
-        for bad in ["warp", "linear:factor=0.5", "linear:speed=2", "yarn:factor", "yarn:factor=x", "ntk:factor=nan"] {
+        assert!(matches!(
+            c.with_spec("yarn").unwrap().scaling,
+            RopeScaling::Yarn { original_window: 4096, .. }
+        ));
+        for bad in
+            ["warp", "linear:factor=0.5", "linear:speed=2", "yarn:factor", "yarn:factor=x", "ntk:factor=nan"]
+        {
             assert!(c.with_spec(bad).is_err(), "{bad} was accepted");
         }
     }

@@ -206,7 +206,11 @@ fn ask_all(
             session = arm.session(engine)?;
             session.prefill(&prompt, cancel, &mut watch)?;
         }
-        answers.push(Answer { text: answer(&mut session)?, prompt_tokens, attended_max: session.attended_max() });
+        answers.push(Answer {
+            text: answer(&mut session)?,
+            prompt_tokens,
+            attended_max: session.attended_max(),
+        });
         if let Some(read) = read {
             session.truncate(read)?;
         }

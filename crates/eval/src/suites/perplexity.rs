@@ -93,9 +93,14 @@ fn losses(
     let (mut losses, start) = (Vec::with_capacity(ids.len()), Instant::now());
     for step in session.method().schedule(0..ids.len(), Some(ids.len())) {
         if cancel.is_cancelled() {
-            return Err(reattention_engine::SessionError::Cancelled { done: step.tokens.start, total: ids.len() }.into());
+            return Err(reattention_engine::SessionError::Cancelled {
+                done: step.tokens.start,
+                total: ids.len(),
+            }
+            .into());
         }
-        let (tokens, next) = (step.tokens.clone(), step.tokens.start + 1..(step.tokens.end + 1).min(ids.len()));
+        let (tokens, next) =
+            (step.tokens.clone(), step.tokens.start + 1..(step.tokens.end + 1).min(ids.len()));
         losses.extend(session.feed_step(&ids[tokens], step.kind, &Logits::Loss(ids[next].to_vec()))?);
         watch(Progress::since(start, step.tokens.end, ids.len()));
     }
