@@ -10,6 +10,8 @@ mod config;
 mod decoder;
 mod error;
 mod family;
+#[doc(hidden)]
+pub mod fuzzing;
 mod linear;
 mod quant;
 pub mod synth;

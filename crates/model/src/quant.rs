@@ -1,7 +1,12 @@
 //! Quantised weight matrices: GGML blocks, multiplied by candle's kernels or through dense panels.
+//!
+//! candle's faster path keeps a second, repacked copy of the weights and is not taken, so that the memory held is that of
+//! the file. Its products run on a pool of its own, which `CANDLE_NUM_THREADS` sizes, not on the backend's; the panels
+//! run on the backend's.
 
 use candle_core::CpuStorage;
 use candle_core::quantized::{GgmlDType, QuantizedType};
+use rayon::prelude::*;
 use reattention_kernels::{Backend, Buffer, Matrix, MatrixData, bf16};
 use std::borrow::Cow;
 
@@ -12,11 +17,8 @@ pub struct QuantMatrix {
     blocks: Box<dyn QuantizedType>,
 }
 
-/// From this many input rows on, unpacking weights into dense panels for the backend costs less than block products.
-const PANEL_FROM: usize = 32;
-
 /// Weight rows unpacked at a time.
-const PANEL_ROWS: usize = 256;
+const PANEL_ROWS: usize = 512;
 
 impl std::fmt::Debug for QuantMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -68,7 +70,7 @@ impl QuantMatrix {
         bias: Option<&[f32]>,
         y: &mut [f32],
     ) {
-        if rows >= PANEL_FROM {
+        if rows >= self.panel_from() {
             return self.forward_by_panels(backend, x, rows, bias, y);
         }
         // The lengths are checked by the caller, so candle has nothing to refuse.
@@ -76,6 +78,12 @@ impl QuantMatrix {
         if let Some(bias) = bias {
             y.chunks_exact_mut(self.rows).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
         }
+    }
+
+    /// From this many input rows on, unpacking weights into dense panels costs less than block products: measured,
+    /// blocks of 256 multiply several times faster than those of 32.
+    fn panel_from(&self) -> usize {
+        if self.blocks.block_size() >= 256 { 32 } else { 6 }
     }
 
     fn forward_by_panels(
@@ -87,24 +95,26 @@ impl QuantMatrix {
         y: &mut [f32],
     ) {
         let mut out = vec![0.0; rows * PANEL_ROWS.min(self.rows)];
-        for first in (0..self.rows).step_by(PANEL_ROWS) {
-            let n = PANEL_ROWS.min(self.rows - first);
-            let panel = self.panel(first, n);
-            let out = &mut out[..rows * n];
-            backend.linear(x, rows, &panel, bias.map(|b| &b[first..first + n]), out);
-            for (y, out) in y.chunks_exact_mut(self.rows).zip(out.chunks_exact(n)) {
-                y[first..first + n].copy_from_slice(out);
+        backend.install(&mut || {
+            for first in (0..self.rows).step_by(PANEL_ROWS) {
+                let n = PANEL_ROWS.min(self.rows - first);
+                let panel = self.panel(first, n);
+                let out = &mut out[..rows * n];
+                backend.linear(x, rows, &panel, bias.map(|b| &b[first..first + n]), out);
+                for (y, out) in y.chunks_exact_mut(self.rows).zip(out.chunks_exact(n)) {
+                    y[first..first + n].copy_from_slice(out);
+                }
             }
-        }
+        });
     }
 
     /// Rows `first..first + n` in bf16.
     fn panel(&self, first: usize, n: usize) -> Matrix {
         let mut data = Buffer::<bf16>::zeroed(n * self.cols);
-        for (i, row) in data.chunks_exact_mut(self.cols).enumerate() {
+        data.par_chunks_exact_mut(self.cols).enumerate().for_each(|(i, row)| {
             let values = self.unpack(first + i, 1);
-            row.iter_mut().zip(&values).for_each(|(b, &f)| *b = bf16::from_f32(f));
-        }
+            row.iter_mut().zip(&values).for_each(|(b, &f)| *b = round(f));
+        });
         Matrix::new(n, self.cols, MatrixData::Bf16(data)).expect("a panel has n * cols elements")
     }
 
@@ -116,6 +126,13 @@ impl QuantMatrix {
             _ => panic!("row {first} + {n} of {self:?}"),
         }
     }
+}
+
+/// The nearest bf16, ties to even, without the branches of `bf16::from_f32` that keep a loop from being vectorised. Blocks
+/// hold no NaN but by damage, and one stays a NaN unless its mantissa is nearly full.
+fn round(f: f32) -> bf16 {
+    let bits = f.to_bits();
+    bf16::from_bits((bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16)
 }
 
 /// Bytes of a row of `cols` elements; `None` when they are no whole number of blocks.

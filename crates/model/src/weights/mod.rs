@@ -1,7 +1,7 @@
 //! The weights of a model, checked against its configuration and read tensor by tensor.
 
 pub(crate) mod gguf;
-mod safetensors;
+pub(crate) mod safetensors;
 mod source;
 
 pub use safetensors::SafeTensors;

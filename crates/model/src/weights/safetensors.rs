@@ -77,6 +77,11 @@ impl SafeTensors {
         Ok(Self { name, files, tensors })
     }
 
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     fn open_shards(dir: &Path, index: &str, text: &str) -> Result<Self, ModelError> {
         let map = parse_index(index, text)?;
         let mut shards: Vec<&String> = map.values().collect();
@@ -187,7 +192,7 @@ fn read_header(source: &Source, file: usize) -> Result<Vec<(String, Entry)>, Mod
 }
 
 /// Tensor name to shard file name, refusing paths that leave the folder.
-fn parse_index(index: &str, text: &str) -> Result<HashMap<String, String>, ModelError> {
+pub(crate) fn parse_index(index: &str, text: &str) -> Result<HashMap<String, String>, ModelError> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: HashMap<String, String>,
