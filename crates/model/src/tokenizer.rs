@@ -25,6 +25,7 @@ pub struct Tokenizer {
     suffix: Vec<u32>,
     bos: Option<String>,
     eos: Option<String>,
+    vocab_size: usize,
 }
 
 /// A tokenised text.
@@ -98,7 +99,10 @@ impl Tokenizer {
             suffix: Vec::new(),
             bos,
             eos,
+            vocab_size: 0,
         };
+        let largest = tokenizer.inner.get_vocab(true).into_values().max();
+        tokenizer.vocab_size = largest.map_or(0, |id| id as usize + 1);
         (tokenizer.prefix, tokenizer.suffix) = tokenizer.find_affixes()?;
         Ok(tokenizer)
     }
@@ -160,8 +164,7 @@ impl Tokenizer {
 
     /// One more than the largest token id.
     pub fn vocab_size(&self) -> usize {
-        let largest = self.inner.get_vocab(true).into_values().max();
-        largest.map_or(0, |id| id as usize + 1)
+        self.vocab_size
     }
 
     /// Id of the token spelled `token`.

@@ -131,7 +131,7 @@ pub(crate) struct Pieces(Vec<Range<usize>>);
 
 impl Pieces {
     fn all(rows: usize) -> Self {
-        Self(vec![0..rows])
+        Self(std::iter::once(0..rows).collect())
     }
 
     /// Undoes the interleaved RoPE layout: rows `0, 2, 4, ...` of each head, then rows `1, 3, 5, ...`.

@@ -101,17 +101,19 @@ impl Gguf {
         };
         let mut config = Map::new();
         config.insert("model_type".into(), json!(family.name));
-        let mut number = |to: &str, from: &str, needed: bool| match self.header.metadata.get(&key(from)) {
-            Some(Value::Int(i)) => {
-                Ok(drop(config.insert(to.into(), json!(i64::try_from(*i).unwrap_or(i64::MAX)))))
-            }
-            Some(Value::Float(f)) => Ok(drop(config.insert(to.into(), json!(f)))),
-            None if !needed => Ok(()),
-            None => Err(ModelError::config(self.source.name(), &key(from), "is missing")),
-            Some(_) => {
-                let what = format!("a `{}` that is no number, as of layers that differ,", key(from));
-                Err(ModelError::unsupported(self.source.name(), what, ""))
-            }
+        let mut number = |to: &str, from: &str, needed: bool| {
+            let value = match self.header.metadata.get(&key(from)) {
+                Some(Value::Int(i)) => json!(i64::try_from(*i).unwrap_or(i64::MAX)),
+                Some(Value::Float(f)) => json!(f),
+                None if !needed => return Ok(()),
+                None => return Err(ModelError::config(self.source.name(), &key(from), "is missing")),
+                Some(_) => {
+                    let what = format!("a `{}` that is no number, as of layers that differ,", key(from));
+                    return Err(ModelError::unsupported(self.source.name(), what, ""));
+                }
+            };
+            config.insert(to.into(), value);
+            Ok(())
         };
         number("num_hidden_layers", "block_count", true)?;
         number("hidden_size", "embedding_length", true)?;

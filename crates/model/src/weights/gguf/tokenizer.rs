@@ -190,3 +190,98 @@ impl<'a> Metadata<'a> {
 fn vocabulary(tokens: &[String]) -> Map<String, serde_json::Value> {
     tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(pairs: Vec<(&str, Value)>) -> Header {
+        let metadata = pairs.into_iter().map(|(k, v)| (format!("tokenizer.ggml.{k}"), v)).collect();
+        Header { metadata, tensors: HashMap::new() }
+    }
+
+    fn texts(list: &[&str]) -> Value {
+        Value::Texts(list.iter().map(|s| s.to_string()).collect())
+    }
+
+    /// A SentencePiece vocabulary: `hell` outranks `lo`, so that "hello" is not `he` `llo`.
+    #[test]
+    fn sentencepiece_joins_by_score() {
+        let mut tokens = vec!["<unk>".to_string(), "<s>".into(), "</s>".into()];
+        tokens.extend((0..=255).map(|b| format!("<0x{b:02X}>")));
+        let pieces = [
+            ("▁", -10.0),
+            ("h", -11.0),
+            ("e", -12.0),
+            ("l", -13.0),
+            ("o", -14.0),
+            ("he", -3.0),
+            ("ll", -2.0),
+        ];
+        let joined = [("hell", -4.0), ("lo", -5.0), ("▁hell", -6.0), ("llo", -7.0), ("<|x|>", 0.0)];
+        let mut scores = vec![0.0; tokens.len()];
+        let mut types = vec![2.0, 3.0, 3.0];
+        types.resize(tokens.len(), 6.0);
+        for (piece, score) in pieces.into_iter().chain(joined) {
+            tokens.push(piece.into());
+            scores.push(score);
+            types.push(if piece == "<|x|>" { 4.0 } else { 1.0 });
+        }
+        let header = header(vec![
+            ("model", Value::Text("llama".into())),
+            ("tokens", Value::Texts(tokens)),
+            ("scores", Value::Numbers(scores)),
+            ("token_type", Value::Numbers(types)),
+            ("bos_token_id", Value::Int(1)),
+            ("eos_token_id", Value::Int(2)),
+        ]);
+        let tokenizer = build(&header, "a.gguf").unwrap();
+        let spelled = |text: &str| {
+            let ids = tokenizer.encode(text, true).unwrap().ids;
+            ids.iter().map(|&id| tokenizer.id_to_token(id).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(spelled("hello"), ["<s>", "▁hell", "o"]);
+        assert_eq!(spelled("lo é"), ["<s>", "▁", "lo", "▁", "<0xC3>", "<0xA9>"]);
+        assert_eq!(spelled("o<|x|>")[1..], ["▁", "o", "<|x|>"]);
+        let ids = tokenizer.encode("hello é  lo", false).unwrap().ids;
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "hello é  lo");
+        assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(1), Some(2)));
+    }
+
+    /// What the named pre-tokenizers keep apart: with every join allowed, words and digit groups stay separate.
+    #[test]
+    fn pre_tokenizers_split_as_named() {
+        let tokens = ["1", "2", "12", "123", "3", "Ġ", "a", "Ġa", "!", "!!", "Ċ", "!Ċ"];
+        let merges = ["1 2", "12 3", "Ġ a", "! !", "! Ċ"];
+        let split = |pre: &str, text: &str| {
+            let header = header(vec![
+                ("model", Value::Text("gpt2".into())),
+                ("pre", Value::Text(pre.into())),
+                ("tokens", texts(&tokens)),
+                ("merges", texts(&merges)),
+            ]);
+            let tokenizer = build(&header, "a.gguf")?;
+            let ids = tokenizer.encode(text, false)?.ids;
+            Ok::<_, ModelError>(ids.iter().map(|&i| tokens[i as usize]).collect::<Vec<_>>())
+        };
+        assert_eq!(split("llama-bpe", "123123 a!\n").unwrap(), ["123", "123", "Ġa", "!Ċ"]);
+        assert_eq!(split("qwen2", "123 a!\n").unwrap(), ["1", "2", "3", "Ġa", "!Ċ"]);
+        assert_eq!(split("gpt-2", "12 a!\n").unwrap(), ["12", "Ġa", "!", "Ċ"]);
+        assert_eq!(split("default", "1231 a").unwrap(), ["123", "1", "Ġa"]);
+        assert!(split("tekken", "a").unwrap_err().to_string().contains("tekken"));
+    }
+
+    #[test]
+    fn what_is_missing_or_foreign_is_named() {
+        let error = |pairs| build(&header(pairs), "a.gguf").unwrap_err().to_string();
+        assert!(error(vec![]).contains("tokens"));
+        assert!(
+            error(vec![("tokens", texts(&["a"])), ("model", Value::Text("bert".into()))]).contains("bert")
+        );
+        let gpt2 = |merges| {
+            vec![("tokens", texts(&["a"])), ("model", Value::Text("gpt2".into())), ("merges", merges)]
+        };
+        assert!(error(gpt2(texts(&["ab"]))).contains("merge"));
+        assert!(error(gpt2(texts(&["a b"]))).contains("a.gguf"));
+    }
+}
