@@ -1,0 +1,173 @@
+//! Every method on tiny random models of every family, on both backends.
+
+use reattention::methods::{Step, StepKind, build, specs};
+use reattention::{Context, KvDtype, MethodError, Settings};
+use reattention_kernels::{Backend, Cpu, Reference};
+use reattention_model::synth::{DenseType, Shape, write_hugging_face};
+use reattention_model::{Checkpoint, Logits, Model, Scratch};
+use std::sync::Arc;
+
+const FAMILIES: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "internlm2"];
+
+/// Settings small enough that 150 tokens are many times the scope.
+fn small(method: &str) -> Vec<Settings> {
+    let parse = |pairs: &[&str]| Settings::parse(pairs).unwrap();
+    match method {
+        "reattention" => {
+            let base = ["global=2", "local=16", "span=4", "clip=3", "chunk=8", "top_k=2"];
+            [&[][..], &["share=kv_head"], &["prefill=window"], &["positions=original"], &["question_alone=false"]]
+                .iter()
+                .map(|extra| parse(&[&base[..], extra].concat()))
+                .collect()
+        }
+        "streaming-llm" => vec![parse(&["global=2", "local=16", "chunk=8"])],
+        _ => vec![parse(&["chunk=8"])],
+    }
+}
+
+fn model(family: &str, extra: &[(&str, serde_json::Value)]) -> Model {
+    let shape = extra.iter().fold(Shape::tiny(family), |s, (k, v)| s.with(k, v.clone()));
+    let dir = tempfile::tempdir().unwrap();
+    write_hugging_face(dir.path(), &shape, DenseType::F32, 5, None).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    Model::new(checkpoint.config().clone(), checkpoint.load().unwrap())
+}
+
+fn backends() -> [Arc<dyn Backend>; 2] {
+    [Arc::new(Reference), Arc::new(Cpu::new(2).unwrap())]
+}
+
+/// Logits of every token, fed as the method schedules them.
+fn logits(model: &Model, method: &str, settings: &Settings, ids: &[u32], backend: &Arc<dyn Backend>) -> Vec<f32> {
+    let method = build(method, settings, model.shape()).unwrap();
+    let mut context = Context::new(model.shape(), method, None, KvDtype::F32, Arc::clone(backend));
+    let (mut all, mut scratch) = (Vec::new(), Scratch::default());
+    for step in context.method().schedule(0..ids.len(), None) {
+        let tokens = &ids[step.tokens.clone()];
+        all.extend(model.forward(tokens, &step, &mut context, &mut scratch, &Logits::All, None).unwrap());
+    }
+    all
+}
+
+fn ids(n: usize, salt: u32) -> Vec<u32> {
+    (0..n as u32).map(|i| (i * 37 + i * i * 11 + salt) % 250).collect()
+}
+
+fn close(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-3)
+}
+
+#[test]
+fn every_method_runs_on_every_family_and_both_backends_agree() {
+    for family in FAMILIES {
+        let model = model(family, &[]);
+        for spec in specs() {
+            for settings in small(spec.name) {
+                let [plain, fast] = backends().map(|b| logits(&model, spec.name, &settings, &ids(150, 1), &b));
+                assert!(plain.iter().all(|l| l.is_finite()), "{family}, {}", spec.name);
+                assert!(close(&plain, &fast), "{family}, {}: the backends differ", spec.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn later_tokens_never_change_earlier_outputs() {
+    let (model, vocab) = (model("qwen2", &[]), Shape::tiny("qwen2").vocab_size);
+    let [_, backend] = backends();
+    let (before, mut after) = (ids(120, 3), ids(120, 3));
+    after[96..].copy_from_slice(&ids(24, 7)[..]);
+    for spec in specs() {
+        for settings in small(spec.name) {
+            // A chunk shares one selection, so its tokens may see each other's votes: the change starts at a chunk.
+            let [a, b] = [&before, &after].map(|i| logits(&model, spec.name, &settings, i, &backend));
+            let untouched = if spec.name == "reattention" { 90 } else { 96 };
+            assert_eq!(a[..untouched * vocab], b[..untouched * vocab], "{}", spec.name);
+            assert!(!close(&a[100 * vocab..], &b[100 * vocab..]), "{}: the change had no effect", spec.name);
+        }
+    }
+}
+
+#[test]
+fn below_its_scope_a_method_is_full_attention() {
+    let model = model("llama", &[]);
+    for backend in backends() {
+        let full = logits(&model, "full", &small("full")[0], &ids(16, 2), &backend);
+        for method in ["reattention", "streaming-llm"] {
+            for settings in small(method) {
+                assert!(close(&logits(&model, method, &settings, &ids(16, 2), &backend), &full), "{method} {settings:?}");
+            }
+        }
+        let longer = |method: &str| logits(&model, method, &small(method)[0], &ids(60, 2), &backend);
+        assert!(!close(&longer("reattention"), &longer("full")));
+        assert!(!close(&longer("streaming-llm"), &longer("full")));
+    }
+}
+
+#[test]
+fn the_cut_of_the_prompt_does_not_matter_where_it_should_not() {
+    let model = model("qwen3", &[]);
+    let [_, backend] = backends();
+    for method in ["full", "streaming-llm"] {
+        let with_chunk = |n: usize| {
+            logits(&model, method, &small(method)[0].clone().set("chunk", n), &ids(100, 4), &backend)
+        };
+        let whole = with_chunk(100);
+        for chunk in [1, 7, 16, 64] {
+            assert!(close(&with_chunk(chunk), &whole), "{method} with chunk {chunk}");
+        }
+    }
+}
+
+/// The published rule: a cache of the first and the last tokens, positions counted in it. With a single layer, whose keys
+/// know nothing of evicted tokens, the last token sees what it would see in a text without them.
+#[test]
+fn streaming_equals_a_cache_that_evicts() {
+    let shape = Shape { n_layers: 1, ..Shape::tiny("mistral") };
+    let dir = tempfile::tempdir().unwrap();
+    write_hugging_face(dir.path(), &shape, DenseType::F32, 5, None).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let (model, vocab) = (Model::new(checkpoint.config().clone(), checkpoint.load().unwrap()), shape.vocab_size);
+    let prompt = ids(60, 9);
+    let kept = [&prompt[..2], &prompt[44..]].concat();
+    for backend in backends() {
+        let streaming = logits(&model, "streaming-llm", &small("streaming-llm")[0], &prompt, &backend);
+        let full = logits(&model, "full", &small("full")[0], &kept, &backend);
+        assert!(close(&streaming[59 * vocab..], &full[17 * vocab..]));
+    }
+}
+
+#[test]
+fn a_model_with_sliding_layers_is_refused_by_methods_that_cannot_serve_it() {
+    let model = model("mistral", &[("sliding_window", 24.into())]);
+    for method in ["reattention", "streaming-llm"] {
+        let error = build(method, &Settings::new(), model.shape()).unwrap_err();
+        assert!(matches!(&error, MethodError::Unsuited { .. }) && error.to_string().contains("24"), "{error}");
+    }
+    let [plain, fast] = backends().map(|b| logits(&model, "full", &small("full")[0], &ids(80, 1), &b));
+    assert!(close(&plain, &fast));
+}
+
+#[test]
+fn a_view_larger_than_the_window_is_an_error_and_the_context_stands() {
+    let model = model("llama", &[]);
+    let [_, backend] = backends();
+    let window = model.shape().window;
+    let settings = Settings::parse(&["global=2", "local=16", "span=32", "clip=none", "chunk=16", "top_k=8"]).unwrap();
+    let method = build("reattention", &settings, model.shape()).unwrap();
+    let mut context = Context::new(model.shape(), method, None, KvDtype::F32, backend);
+    let (prompt, mut scratch) = (ids(4 * window, 5), Scratch::default());
+    let mut refused = None;
+    for step in context.method().schedule(0..prompt.len(), None) {
+        let tokens = &prompt[step.tokens.clone()];
+        if let Err(error) = model.forward(tokens, &step, &mut context, &mut scratch, &Logits::None, None) {
+            refused = Some((step, error));
+            break;
+        }
+    }
+    let (step, error) = refused.expect("the unlimited view outgrows the window");
+    assert!(error.to_string().contains("exceeds the model's window"), "{error}");
+    assert_eq!(context.len(), step.tokens.start);
+    let retry = Step { tokens: context.len()..context.len() + 1, kind: StepKind::Decode };
+    assert!(model.forward(&[1], &retry, &mut context, &mut scratch, &Logits::Last, None).is_ok());
+}
