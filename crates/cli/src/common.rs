@@ -80,15 +80,20 @@ impl ModelArgs {
 
     /// The backend asked for.
     pub(crate) fn backend(&self) -> Result<Arc<dyn Backend>, Failure> {
+        Ok(match self.backend {
+            BackendName::Cpu => Arc::new(self.cpu()?),
+            BackendName::Reference => Arc::new(Reference),
+        })
+    }
+
+    /// The fast backend on the threads asked for.
+    pub(crate) fn cpu(&self) -> Result<Cpu, Failure> {
         let threads = match self.threads {
             Some(0) => return Err(Failure::Input(anyhow!("--threads must be at least 1"))),
             Some(n) => n,
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         };
-        Ok(match self.backend {
-            BackendName::Cpu => Arc::new(Cpu::new(threads).input()?),
-            BackendName::Reference => Arc::new(Reference),
-        })
+        Cpu::new(threads).input()
     }
 
     /// Loads the model with its tokenizer.

@@ -5,6 +5,7 @@ use crate::failure::{Blame, Failure};
 use crate::progress::Bar;
 use reattention::methods::build;
 use reattention_engine::{Cancel, GenerateOptions, Prompt, Session, human, peak_rss};
+use reattention_kernels::{Backend, bench};
 use serde_json::json;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,6 +25,12 @@ pub(crate) struct Args {
     /// Measure the kernels against this machine's limits instead.
     #[arg(long)]
     kernels: bool,
+    /// With --kernels: runs of each; the median counts.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    rounds: usize,
+    /// With --kernels: only those whose name contains this.
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    only: String,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -115,6 +122,36 @@ fn random_ids(n: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
     (0..n).map(|_| rng.below(vocab_size) as u32).collect()
 }
 
-fn kernels(_args: &Args) -> Result<ExitCode, Failure> {
+/// Every kernel beside the limit of the machine that bounds it.
+fn kernels(args: &Args) -> Result<ExitCode, Failure> {
+    let cpu = args.model.cpu()?;
+    if !args.output.json {
+        print(format_args!("{}\n", cpu.name()))?;
+        print("| kernel | reached | limit | of the limit | goal |")?;
+        print("|---|--:|--:|--:|--:|")?;
+    }
+    let mut broken = None;
+    let records = bench::run(&cpu, args.rounds, &args.only, |r| {
+        if !args.output.json && broken.is_none() {
+            broken = print(format_args!(
+                "| {} | {:.1} {} | {:.1} | {:.2} | {:.2} |",
+                r.name, r.value, r.unit, r.limit, r.of_limit, r.goal
+            ))
+            .err();
+        }
+    });
+    if let Some(failure) = broken {
+        return Err(failure);
+    }
+    if args.output.json {
+        let rows: Vec<_> = records
+            .iter()
+            .map(|r| {
+                json!({ "name": r.name, "value": r.value, "unit": r.unit, "limit": r.limit,
+                        "of_limit": r.of_limit, "goal": r.goal })
+            })
+            .collect();
+        print_json(&json!({ "backend": cpu.name(), "threads": cpu.threads(), "kernels": rows }))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
