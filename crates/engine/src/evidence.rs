@@ -43,7 +43,8 @@ pub(crate) fn passages(
         let of = origin.source as usize;
         // A token may begin with the space before its word: its last byte tells the sentence it belongs to.
         let byte = (origin.end as usize).saturating_sub(1);
-        let index = sentences[of].partition_point(|s| s.end <= byte);
+        let Some(sentences) = sentences.get(of) else { continue };
+        let index = sentences.partition_point(|s| s.end <= byte);
         if let Some(weight) = weights[of].get_mut(index) {
             *weight += f64::from(m);
             total += f64::from(m);

@@ -6,7 +6,7 @@ use crate::prompt::Prompt;
 use crate::sampler::{Sampler, Sampling};
 use reattention::methods::{Method, Step, StepKind};
 use reattention::rope::RopeConfig;
-use reattention::{Context, KvDtype, LayerTrace, MethodError, SourceMap, TruncateError};
+use reattention::{Context, KvDtype, LayerTrace, MethodError, Origin, SourceMap, TruncateError};
 use reattention_kernels::Backend;
 use reattention_model::{Logits, Model, Scratch, Tokenizer};
 use std::sync::Arc;
@@ -194,38 +194,34 @@ impl Session {
             return Err(SessionError::EmptyPrompt);
         }
         self.check(&prompt.ids)?;
+        // The last token of an answer is fed as every answer token is, before what follows it.
+        self.feed_pending()?;
         let first_source = self.texts.len() as u32;
         for (name, text) in &prompt.sources {
             self.sources.add_source(name.clone());
             self.texts.push(text.clone());
         }
-        let mut ids = std::mem::take(&mut self.pending);
-        let carried = ids.len();
-        ids.extend_from_slice(&prompt.ids);
-        let base = self.ids.len();
-        let question = prompt.question.map(|q| base + carried + q);
-        let steps = self.context.method().schedule(base..base + ids.len(), question);
-        let mut meter = Meter::new(ids.len());
+        let (base, total) = (self.ids.len(), prompt.ids.len());
+        let steps = self.context.method().schedule(base..base + total, prompt.question.map(|q| base + q));
+        let mut meter = Meter::new(total);
         let start = Instant::now();
         for (i, step) in steps.iter().enumerate() {
-            let done = step.tokens.start - base;
+            let tokens = step.tokens.start - base..step.tokens.end - base;
             if cancel.is_cancelled() {
-                return Err(SessionError::Cancelled { done, total: ids.len() });
+                return Err(SessionError::Cancelled { done: tokens.start, total });
             }
             let want = if i + 1 == steps.len() { Logits::Last } else { Logits::None };
-            let tokens = &ids[done..step.tokens.end - base];
-            let logits = self.feed(tokens, step, &want)?;
-            for token in done..step.tokens.end - base {
-                let origin = token.checked_sub(carried).and_then(|t| prompt.origins[t]);
-                self.sources
-                    .push(origin.map(|o| reattention::Origin { source: o.source + first_source, ..o }));
+            let logits = self.feed(&prompt.ids[tokens.clone()], step, &want)?;
+            for token in tokens.clone() {
+                let origin = prompt.origins.get(token).copied().flatten();
+                self.sources.push(origin.map(|o| Origin { source: o.source + first_source, ..o }));
             }
             if !logits.is_empty() {
                 self.logits = logits;
             }
-            progress(meter.at(step.tokens.end - base));
+            progress(meter.at(tokens.end));
         }
-        Ok(Prefilled { tokens: ids.len(), elapsed: start.elapsed() })
+        Ok(Prefilled { tokens: total, elapsed: start.elapsed() })
     }
 
     /// Continues after what was read, token by token. `on_text` is called with each complete piece of text; it needs a
