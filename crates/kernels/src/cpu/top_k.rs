@@ -10,7 +10,7 @@
 use super::Path;
 use super::keys::{Store, Typed, transpose_rows, typed};
 use super::pool::{Pool, Shared};
-use super::simd::{Kernel, Load, Operand, Pair, Simd, Single, next_rows, tile, with_rows};
+use super::simd::{Kernel, Load, Operand, Pair, Simd, Single, next_rows, opaque, tile, with_rows};
 use crate::{HeadPairing, KvView, PAGE, Queries, TopK, TopKRequest, TopKRule};
 use std::ops::Range;
 
@@ -20,6 +20,12 @@ const ROW_BLOCK: usize = 512;
 /// Pieces of work to aim for when rows alone give fewer, and keys a piece should at least have.
 const PIECES: usize = 16;
 const MIN_KEYS: usize = 2048;
+
+/// Query rows up to which keys are transposed block by block, straight before they are used.
+const FEW_ROWS: usize = 8;
+
+/// Keys asked for ahead of their use when the search waits for memory.
+const AHEAD: usize = 64;
 
 /// Multiply-adds below which waking another thread costs more than it saves.
 const SMALL: usize = 1 << 18;
@@ -198,6 +204,8 @@ fn fill_up(indices: &mut [u32], start: u32) {
 #[derive(Default)]
 struct Scratch {
     queries: Vec<u32>,
+    /// Few queries by unit, `[units, FEW_ROWS]`.
+    few: Vec<u32>,
     keys: Vec<u32>,
     widened: Vec<u32>,
     worst: Vec<f32>,
@@ -261,6 +269,17 @@ impl<M: Operand, E: Load> Scan<'_, M, E> {
         let (dim, units, k) = (self.store.head_dim, self.store.head_dim / M::PER_UNIT, self.lists.k);
         self.scratch.worst.clear();
         self.scratch.worst.extend(self.lists.scores.iter().skip(k - 1).step_by(k));
+        // Whole blocks of units that need no widening.
+        let is_few =
+            self.rows.len() <= FEW_ROWS && units.is_multiple_of(4) && size_of::<E>() * M::PER_UNIT == 4;
+        if is_few {
+            // One pointer reaches every row of a unit.
+            let n = self.rows.len();
+            let queries = &self.scratch.queries;
+            let by_unit =
+                |i: usize| if i % FEW_ROWS < n { queries[i % FEW_ROWS * units + i / FEW_ROWS] } else { 0 };
+            self.scratch.few = (0..units * FEW_ROWS).map(by_unit).collect();
+        }
         let mut token = self.keys.start;
         while token < self.keys.end {
             // A tile ends where a multiple of its width does, so no tile crosses a page.
@@ -268,6 +287,11 @@ impl<M: Operand, E: Load> Scan<'_, M, E> {
             // SAFETY: `n` rows from `token` on lie in one page; the buffers were sized for `units` and `width`.
             unsafe {
                 let keys = self.store.row(self.store.keys, self.kv_head, token);
+                if is_few && n == width {
+                    self.few_rows::<S>(keys, token, units);
+                    token += n;
+                    continue;
+                }
                 let (packed, widened) = (self.scratch.keys.as_mut_ptr(), self.scratch.widened.as_mut_ptr());
                 transpose_rows::<S, M, E>(keys, dim, n, packed, width, widened);
                 let mut row = 0;
@@ -285,6 +309,73 @@ impl<M: Operand, E: Load> Scan<'_, M, E> {
         }
     }
 
+    /// Scores all rows, which are few, against a full tile of keys.
+    #[inline(always)]
+    unsafe fn few_rows<S: Simd>(&mut self, keys: *const E, token: usize, units: usize) {
+        let ahead = (token + AHEAD).min(self.keys.end - 1);
+        let ahead = self.store.row(self.store.keys, self.kv_head, ahead).cast::<u32>();
+        let keys = keys.cast::<u32>();
+        // SAFETY: the tile holds `COLS · LANES` rows of `units` units.
+        unsafe {
+            // Fewer rows leave registers for more columns.
+            match self.rows.len() {
+                1 => self.few::<S, 1, 2>(keys, ahead, token, units),
+                2 => self.few::<S, 2, 2>(keys, ahead, token, units),
+                3 => self.few::<S, 3, 2>(keys, ahead, token, units),
+                4 => self.few::<S, 4, 2>(keys, ahead, token, units),
+                5 => self.few::<S, 5, 2>(keys, ahead, token, units),
+                6 => self.few::<S, 6, 2>(keys, ahead, token, units),
+                7 => self.few::<S, 7, 2>(keys, ahead, token, units),
+                _ => self.few::<S, 8, 2>(keys, ahead, token, units),
+            }
+        }
+    }
+
+    /// Scores R rows against a full tile, C vectors of keys at a time, and asks for the keys at `ahead` meanwhile.
+    ///
+    /// Keys are transposed four units at a time, in registers: short enough for the processor to do some of it while it
+    /// multiplies, and to ask for memory at a steady pace.
+    #[inline(always)]
+    unsafe fn few<S: Simd, const R: usize, const C: usize>(
+        &mut self,
+        keys: *const u32,
+        ahead: *const u32,
+        token: usize,
+        units: usize,
+    ) {
+        let queries = self.scratch.few.as_ptr();
+        for first in (0..S::COLS * S::LANES).step_by(C * S::LANES) {
+            // SAFETY: `units` is a multiple of four; queries are `[units, FEW_ROWS]`, the tile `COLS · LANES`.
+            unsafe {
+                let mut acc = [[S::splat(0.0); C]; R];
+                // Keys that are read in order here are asked for in order there.
+                let mut line = ahead.wrapping_add(first * units);
+                for from in (0..units).step_by(4) {
+                    let mut columns = [[S::splat(0.0); 4]; C];
+                    for c in 0..C {
+                        columns[c] = S::four_columns(
+                            opaque(keys.wrapping_add((first + c * S::LANES) * units + from)),
+                            units,
+                        );
+                    }
+                    for u in 0..4 {
+                        for i in 0..C * S::LANES / 16 {
+                            S::prefetch(line.wrapping_add(16 * i));
+                        }
+                        line = line.wrapping_add(C * S::LANES);
+                        for r in 0..R {
+                            let x = S::splat(f32::from_bits(*queries.add((from + u) * FEW_ROWS + r)));
+                            for c in 0..C {
+                                acc[r][c] = M::mac::<S>(acc[r][c], x, columns[c][u]);
+                            }
+                        }
+                    }
+                }
+                self.keep::<S, R, C>(&acc, 0, token + first, C * S::LANES);
+            }
+        }
+    }
+
     /// Scores rows `row..row + R` against the tile of `n` keys from `token` on.
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize, const C: usize>(
@@ -299,6 +390,21 @@ impl<M: Operand, E: Load> Scan<'_, M, E> {
             let a = self.scratch.queries.as_ptr().add(row * units);
             let zero = [[S::splat(0.0); C]; R];
             let acc = tile::<S, M, R, C>(zero, a, units, self.scratch.keys.as_ptr(), C * S::LANES, units);
+            self.keep::<S, R, C>(&acc, row, token, n);
+        }
+    }
+
+    /// Takes in what beats the worst kept score of rows `row..row + R`, of the scores of `n` keys from `token` on.
+    #[inline(always)]
+    unsafe fn keep<S: Simd, const R: usize, const C: usize>(
+        &mut self,
+        acc: &[[S::V; C]; R],
+        row: usize,
+        token: usize,
+        n: usize,
+    ) {
+        // SAFETY: the rows exist; everything else is in registers.
+        unsafe {
             for r in 0..R {
                 let worst = S::splat(*self.scratch.worst.as_ptr().add(row + r));
                 let mut best = worst;

@@ -5,10 +5,10 @@ use reattention_kernels::cpu::Path;
 use reattention_kernels::{Buffer, Cpu, Element, KvView, PAGE, Pages, bf16};
 
 /// SplitMix64.
-pub struct Rng(pub u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -17,41 +17,41 @@ impl Rng {
     }
 
     /// In `low..=high`.
-    pub fn int(&mut self, low: usize, high: usize) -> usize {
+    pub(crate) fn int(&mut self, low: usize, high: usize) -> usize {
         low + (self.next() % (high - low + 1) as u64) as usize
     }
 
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.int(0, from.len() - 1)]
     }
 
     /// In -1..1.
-    pub fn real(&mut self) -> f32 {
+    pub(crate) fn real(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
     /// Near a normal distribution.
-    pub fn normal(&mut self) -> f32 {
+    pub(crate) fn normal(&mut self) -> f32 {
         (0..6).map(|_| self.real()).sum::<f32>() / 1.414
     }
 
     /// A small integer: sums of products of these are exact, so ties are exact too.
-    pub fn small(&mut self) -> f32 {
+    pub(crate) fn small(&mut self) -> f32 {
         (self.next() % 7) as f32 - 3.0
     }
 }
 
 /// Keys and values of one layer.
-pub struct Store<E: Element> {
-    pub keys: Vec<Option<Buffer<E>>>,
-    pub values: Vec<Option<Buffer<E>>>,
-    pub len: usize,
-    pub n_kv_heads: usize,
-    pub head_dim: usize,
+pub(crate) struct Store<E: Element> {
+    pub(crate) keys: Vec<Option<Buffer<E>>>,
+    pub(crate) values: Vec<Option<Buffer<E>>>,
+    pub(crate) len: usize,
+    pub(crate) n_kv_heads: usize,
+    pub(crate) head_dim: usize,
 }
 
 impl<E: Element> Store<E> {
-    pub fn new(len: usize, n_kv_heads: usize, head_dim: usize, mut draw: impl FnMut() -> f32) -> Self {
+    pub(crate) fn new(len: usize, n_kv_heads: usize, head_dim: usize, mut draw: impl FnMut() -> f32) -> Self {
         let mut pages = || {
             (0..len.div_ceil(PAGE))
                 .map(|_| {
@@ -70,13 +70,13 @@ impl<E: Element> Store<E> {
 }
 
 /// A store of either element type.
-pub enum AnyStore {
+pub(crate) enum AnyStore {
     F32(Store<f32>),
     Bf16(Store<bf16>),
 }
 
 impl AnyStore {
-    pub fn new(
+    pub(crate) fn new(
         half: bool,
         len: usize,
         n_kv_heads: usize,
@@ -90,7 +90,7 @@ impl AnyStore {
         }
     }
 
-    pub fn view(&self) -> KvView<'_> {
+    pub(crate) fn view(&self) -> KvView<'_> {
         match self {
             Self::F32(s) => s.view(Pages::F32 { keys: &s.keys, values: &s.values }),
             Self::Bf16(s) => s.view(Pages::Bf16 { keys: &s.keys, values: &s.values }),
@@ -99,13 +99,13 @@ impl AnyStore {
 }
 
 /// A backend of every path of this machine, each with 1, 2 and 3 threads.
-pub fn backends() -> Vec<[Cpu; 3]> {
+pub(crate) fn backends() -> Vec<[Cpu; 3]> {
     let of = |path, threads| Cpu::with_path(threads, path).expect("an available path");
     Path::available().into_iter().map(|path| [of(path, 1), of(path, 2), of(path, 3)]).collect()
 }
 
 /// Fails unless every pair differs by at most `tolerance` times one plus the expected size.
-pub fn assert_close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
+pub(crate) fn assert_close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         let same = g == w || (g - w).abs() <= tolerance * (1.0 + w.abs());

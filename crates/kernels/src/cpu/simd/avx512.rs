@@ -1,6 +1,6 @@
 //! AVX-512 with BF16: sixteen lanes, thirty-two registers, dot products of bf16 pairs in one instruction.
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, opaque};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -53,6 +53,11 @@ impl Simd for Avx512 {
         // SAFETY: both types are 256 bits of bf16.
         let packed: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(v));
         _mm256_storeu_si256(p.cast(), packed);
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<T>(p: *const T) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
 
     #[inline(always)]
@@ -120,6 +125,33 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn four_columns(src: *const u32, stride: usize) -> [__m512; 4] {
+        // Loads put the units of rows i, 4 + i, 8 + i and 12 + i side by side, ...
+        let mut a = [_mm512_setzero_si512(); 4];
+        for r in 0..4 {
+            let rows = opaque(src.wrapping_add(4 * r * stride));
+            for i in 0..4 {
+                let row = _mm_loadu_si128(rows.wrapping_add(i * stride).cast());
+                a[i] = match r {
+                    0 => _mm512_castsi128_si512(row),
+                    1 => _mm512_mask_broadcast_i32x4(a[i], 0x00f0, row),
+                    2 => _mm512_mask_broadcast_i32x4(a[i], 0x0f00, row),
+                    _ => _mm512_mask_broadcast_i32x4(a[i], 0xf000, row),
+                };
+            }
+        }
+        // ... then 4 x 4 units change places within each quarter.
+        let (low, high) = (_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[0], a[1]));
+        let (low2, high2) = (_mm512_unpacklo_epi32(a[2], a[3]), _mm512_unpackhi_epi32(a[2], a[3]));
+        [
+            _mm512_castsi512_ps(_mm512_unpacklo_epi64(low, low2)),
+            _mm512_castsi512_ps(_mm512_unpackhi_epi64(low, low2)),
+            _mm512_castsi512_ps(_mm512_unpacklo_epi64(high, high2)),
+            _mm512_castsi512_ps(_mm512_unpackhi_epi64(high, high2)),
+        ]
+    }
+
+    #[inline(always)]
     unsafe fn transpose(
         src: *const u32,
         stride: usize,
@@ -166,18 +198,21 @@ unsafe fn transpose16(
     dst: *mut u32,
     dst_stride: usize,
 ) {
+    if rows == 16 && units == 16 {
+        for first in (0..16).step_by(4) {
+            let columns = Avx512::four_columns(src.add(first), stride);
+            for u in 0..4 {
+                _mm512_storeu_ps(dst.add((first + u) * dst_stride).cast(), columns[u]);
+            }
+        }
+        return;
+    }
     let load_mask = low_bits(units);
     let store_mask = low_bits(rows);
     let mut a = [_mm512_setzero_si512(); 16];
-    if rows == 16 && units == 16 {
-        for r in 0..16 {
-            a[r] = _mm512_loadu_si512(src.add(r * stride).cast());
-        }
-    } else {
-        for r in 0..16 {
-            if r < rows {
-                a[r] = _mm512_maskz_loadu_epi32(load_mask, src.add(r * stride).cast());
-            }
+    for r in 0..16 {
+        if r < rows {
+            a[r] = _mm512_maskz_loadu_epi32(load_mask, src.add(r * stride).cast());
         }
     }
     // Four rounds of pairwise exchange: 1, 2, then 4 and 8 units apart.
@@ -205,15 +240,9 @@ unsafe fn transpose16(
         a[4 + j] = _mm512_shuffle_i32x4::<0x88>(b[4 + j], b[12 + j]);
         a[12 + j] = _mm512_shuffle_i32x4::<0xdd>(b[4 + j], b[12 + j]);
     }
-    if rows == 16 && units == 16 {
-        for u in 0..16 {
-            _mm512_storeu_si512(dst.add(u * dst_stride).cast(), a[u]);
-        }
-    } else {
-        for u in 0..16 {
-            if u < units {
-                _mm512_mask_storeu_epi32(dst.add(u * dst_stride).cast(), store_mask, a[u]);
-            }
+    for u in 0..16 {
+        if u < units {
+            _mm512_mask_storeu_epi32(dst.add(u * dst_stride).cast(), store_mask, a[u]);
         }
     }
 }

@@ -84,6 +84,10 @@ pub(crate) trait Simd: Copy + 'static {
         (Self::load(parts[0].as_ptr()), Self::load(parts[1].as_ptr()))
     }
 
+    /// Asks for the cache line of `p`, which need not be readable.
+    #[inline(always)]
+    unsafe fn prefetch<T>(_p: *const T) {}
+
     /// `2^x` for `x` of at most 126, relative error below 3e-7; below -125 zero or as good as.
     #[inline(always)]
     unsafe fn exp2(x: Self::V) -> Self::V {
@@ -115,6 +119,20 @@ pub(crate) trait Simd: Copy + 'static {
                 *dst.add(u * dst_stride + r) = src.add(r * stride + u).read_unaligned();
             }
         }
+    }
+
+    /// The first four columns of `LANES` rows of units, `stride` apart.
+    #[inline(always)]
+    unsafe fn four_columns(src: *const u32, stride: usize) -> [Self::V; 4] {
+        let mut columns = [Self::splat(0.0); 4];
+        for u in 0..4 {
+            let mut column = [0u32; 16];
+            for r in 0..Self::LANES {
+                column[r] = *src.add(r * stride + u);
+            }
+            columns[u] = Self::load(column.as_ptr().cast());
+        }
+        columns
     }
 
     /// `dst[i] = (a[i], b[i])` for `n` elements.
@@ -270,6 +288,17 @@ pub(crate) unsafe fn tile<S: Simd, M: Operand, const R: usize, const C: usize>(
         }
     }
     acc
+}
+
+/// The same pointer, but one the compiler knows nothing of.
+///
+/// Left to itself it keeps a running pointer for every row of a tile: more than there are registers.
+#[inline(always)]
+#[allow(clippy::pointers_in_nomem_asm_block, reason = "the pointer is renamed, not followed")]
+pub(crate) fn opaque<T>(mut p: *const T) -> *const T {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) };
+    p
 }
 
 /// Runs `$body` with the constant `$R` equal to `$rows`, which is between 1 and [`MAX_ROWS`].
