@@ -78,7 +78,15 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     ///
     /// `lse: [q_len, n_heads]` is what [`Backend::attend`] gave for the same arguments. Meant for the few queries of a
     /// decode step.
-    fn key_mass(&self, q: &Queries, kv: &KvView, views: &[Vec<Segment>], scale: f32, lse: &[f32], mass: &mut [f32]) {
+    fn key_mass(
+        &self,
+        q: &Queries,
+        kv: &KvView,
+        views: &[Vec<Segment>],
+        scale: f32,
+        lse: &[f32],
+        mass: &mut [f32],
+    ) {
         crate::reference::key_mass(q, kv, views, scale, lse, mass);
     }
 }

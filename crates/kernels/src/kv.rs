@@ -91,9 +91,19 @@ impl<'a> KvView<'a> {
     ///
     /// # Panics
     /// If the rows are not all held, or cross a page.
-    pub fn rows<T: Element>(&self, pages: &'a [Option<Buffer<T>>], head: usize, token: usize, count: usize) -> &'a [T] {
+    pub fn rows<T: Element>(
+        &self,
+        pages: &'a [Option<Buffer<T>>],
+        head: usize,
+        token: usize,
+        count: usize,
+    ) -> &'a [T] {
         let (page, row) = (token / PAGE, token % PAGE);
-        assert!(token + count <= self.len && row + count <= PAGE, "rows {token}+{count} of {} cross a page", self.len);
+        assert!(
+            token + count <= self.len && row + count <= PAGE,
+            "rows {token}+{count} of {} cross a page",
+            self.len
+        );
         let data = pages[page].as_ref().unwrap_or_else(|| panic!("token {token} was released"));
         let start = (head * PAGE + row) * self.head_dim;
         &data[start..start + count * self.head_dim]

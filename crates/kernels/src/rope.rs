@@ -12,10 +12,10 @@ const FINE: usize = 256;
 pub struct RopeTable {
     inv_freq: Vec<f32>,
     multiplier: f32,
-    /// `[FINE, pairs]` of (cos, sin), multiplier not applied.
-    fine: Vec<(f32, f32)>,
-    /// `[n, pairs]` of (cos, sin) times the multiplier, for positions `0, FINE, 2 FINE, ...`.
-    coarse: Vec<(f32, f32)>,
+    /// `[FINE, 2, pairs]`: cosines, then sines, multiplier not applied.
+    fine: Vec<f32>,
+    /// `[n, 2, pairs]`: the same times the multiplier, for positions `0, FINE, 2 FINE, ...`.
+    coarse: Vec<f32>,
 }
 
 impl RopeTable {
@@ -23,11 +23,18 @@ impl RopeTable {
     ///
     /// `multiplier` scales cosine and sine alike (YaRN's attention factor; 1 elsewhere).
     pub fn new(inv_freq: Vec<f32>, multiplier: f32, positions: usize) -> Self {
-        let fine = (0..FINE).flat_map(|p| exact(&inv_freq, p as i64)).collect();
-        let coarse = (0..positions.div_ceil(FINE))
-            .flat_map(|c| exact(&inv_freq, (c * FINE) as i64))
-            .map(|(cos, sin)| (cos * multiplier, sin * multiplier))
-            .collect();
+        let pairs = inv_freq.len();
+        let table = |steps: usize, step: usize, multiplier: f32| {
+            let mut table = vec![0.0; steps * 2 * pairs];
+            for i in 0..steps {
+                for (pair, (cos, sin)) in exact(&inv_freq, (i * step) as i64).enumerate() {
+                    table[2 * i * pairs + pair] = cos * multiplier;
+                    table[(2 * i + 1) * pairs + pair] = sin * multiplier;
+                }
+            }
+            table
+        };
+        let (fine, coarse) = (table(FINE, 1, 1.0), table(positions.div_ceil(FINE), FINE, multiplier));
         Self { inv_freq, multiplier, fine, coarse }
     }
 
@@ -43,7 +50,11 @@ impl RopeTable {
 
     /// Positions the tables cover.
     pub fn positions(&self) -> usize {
-        if self.inv_freq.is_empty() { usize::MAX } else { self.coarse.len() / self.inv_freq.len() * FINE }
+        if self.inv_freq.is_empty() {
+            usize::MAX
+        } else {
+            self.coarse.len() / (2 * self.inv_freq.len()) * FINE
+        }
     }
 
     /// Writes cosine and sine of `position`, times the multiplier, to `cos` and `sin`, each `[head_dim / 2]`.
@@ -57,18 +68,18 @@ impl RopeTable {
             return;
         };
         for i in 0..pairs {
-            let ((ca, sa), (cb, sb)) = (coarse[i], fine[i]);
+            let (ca, sa, cb, sb) = (coarse[i], coarse[pairs + i], fine[i], fine[pairs + i]);
             cos[i] = ca * cb - sa * sb;
             sin[i] = sa * cb + ca * sb;
         }
     }
 
-    /// The (cosine, sine) of the two angles that `position`'s is the sum of, each `[head_dim / 2]`, if the tables cover
-    /// it. The multiplier is in the first.
-    pub(crate) fn parts(&self, position: i64) -> Option<[&[(f32, f32)]; 2]> {
-        let pairs = self.inv_freq.len();
-        let p = usize::try_from(position).ok().filter(|&p| p < self.positions())?;
-        Some([&self.coarse[p / FINE * pairs..][..pairs], &self.fine[p % FINE * pairs..][..pairs]])
+    /// Cosines, then sines, of the two angles that `position`'s is the sum of, each `[2, head_dim / 2]`, if the tables
+    /// cover it. The multiplier is in the first.
+    pub(crate) fn parts(&self, position: i64) -> Option<[&[f32]; 2]> {
+        let (p, row) = (usize::try_from(position).ok()?, 2 * self.inv_freq.len());
+        let coarse = self.coarse.get((p / FINE).checked_mul(row)?..)?.get(..row)?;
+        Some([coarse, &self.fine[p % FINE * row..][..row]])
     }
 
     /// Rotates `row: [head_dim]` in place by `position`.

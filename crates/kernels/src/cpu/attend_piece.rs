@@ -3,12 +3,15 @@
 use super::attend::{Run, visible};
 use super::keys::Store;
 use super::simd::{Kernel, Load, MAX_ROWS, Operand, Simd, next_rows, tile, with_rows};
-use crate::{Queries, RopeTable, Segment};
+use crate::{PAGE, Queries, Segment};
 use half::bf16;
 use std::ops::Range;
 
 /// Keys of a tile, a multiple of every path's register tile. Keys and values of 64 dimensions take 32 KiB then.
 const TILE: usize = 128;
+
+/// Keys rotated before they are transposed.
+const GROUP: usize = 16;
 
 /// Running softmax of some rows.
 #[derive(Default)]
@@ -68,7 +71,7 @@ pub(crate) struct Scratch {
     pub(crate) state: State,
     /// Rotated queries, `[rows, units]`.
     queries: Vec<u32>,
-    /// Rotated keys, `[TILE, units]`, and the same transposed, `[units, TILE]`.
+    /// Rotated keys, `[GROUP, units]`, and those of a tile transposed, `[units, TILE]`.
     rotated: Vec<u32>,
     keys: Vec<u32>,
     /// Values by units of keys, `[TILE / PER_UNIT, stride]`.
@@ -82,6 +85,13 @@ pub(crate) struct Scratch {
     sin: Vec<f32>,
     /// Ranks of the run each query token sees.
     seen: Vec<Range<usize>>,
+}
+
+/// Where the keys and values of a tile lie.
+struct Rows<E> {
+    n: usize,
+    keys: [*const E; TILE],
+    values: [*const E; TILE],
 }
 
 /// The work of one piece.
@@ -106,7 +116,7 @@ impl<M: Operand, E: Load> Kernel for Piece<'_, M, E> {
         let (units, stride, rows) = (dim / M::PER_UNIT, self.state.stride, self.tokens.len() * self.group);
         let s = &mut *self.scratch;
         s.queries.resize(rows * units, 0);
-        s.rotated.resize(TILE * units, 0);
+        s.rotated.resize(GROUP * units, 0);
         s.keys.resize(TILE * units, 0);
         s.values.resize(TILE / M::PER_UNIT * stride, 0);
         s.logits.resize(MAX_ROWS * TILE, 0.0);
@@ -121,16 +131,19 @@ impl<M: Operand, E: Load> Kernel for Piece<'_, M, E> {
                 let (keys, band, first) = (&segment.keys, segment.band, self.q.first);
                 self.scratch.seen.clear();
                 self.scratch.seen.extend(self.tokens.clone().map(|t| visible(keys, band, first + t)));
+                let mut tile = self.locate(segment, ranks.start, TILE.min(ranks.len()));
                 for start in ranks.clone().step_by(TILE) {
-                    let n = TILE.min(ranks.end - start);
-                    self.load_keys::<S>(segment, start, n);
-                    self.load_values::<S>(segment, start, n);
+                    let n = tile.n;
+                    let ahead = self.locate(segment, start + n, TILE.min(ranks.end - start - n));
+                    self.load_keys::<S>(segment, start, &tile, &ahead);
+                    self.load_values::<S>(&tile, &ahead);
                     let mut row = 0;
                     while row < rows {
                         let count = next_rows(rows - row);
                         self.rows::<S>(row, count, start, n);
                         row += count;
                     }
+                    tile = ahead;
                 }
             }
         }
@@ -147,7 +160,7 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
             let position = segment.query_position.at(self.q.first + token, token);
             // SAFETY: row `i · group + g` of the queries has `units` units.
             unsafe {
-                cos_sin::<S>(&segment.query_rope, position, &mut s.cos, &mut s.sin);
+                segment.query_rope.cos_sin(position, &mut s.cos, &mut s.sin);
                 s.cos.iter_mut().chain(&mut s.sin).for_each(|x| *x *= self.scale);
                 for g in 0..self.group {
                     let row = self.q.row(token, self.kv_head * self.group + g);
@@ -158,27 +171,64 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
         }
     }
 
-    /// Gathers, rotates and transposes the `n` keys of `segment` from rank `start` on.
+    /// Finds the rows of the `n` keys of `segment` from rank `start` on, and of their values.
     #[inline(always)]
-    unsafe fn load_keys<S: Simd>(&mut self, segment: &Segment, start: usize, n: usize) {
-        let (units, s) = (self.q.head_dim / M::PER_UNIT, &mut *self.scratch);
-        // SAFETY: both buffers hold TILE rows of units.
-        unsafe {
-            for i in 0..n {
-                let (rank, token) = (start + i, segment.keys.token(start + i));
-                cos_sin::<S>(&segment.key_rope, segment.key_position.at(token, rank), &mut s.cos, &mut s.sin);
-                let row = self.store.row(self.store.keys, self.kv_head, token);
-                rotate::<S, M, E>(row, &s.cos, &s.sin, s.rotated.as_mut_ptr().add(i * units));
+    fn locate(&self, segment: &Segment, start: usize, n: usize) -> Rows<E> {
+        let nowhere: [*const E; TILE] = [std::ptr::null(); TILE];
+        let mut rows = Rows { n, keys: nowhere, values: nowhere };
+        let mut before = usize::MAX;
+        for i in 0..n {
+            let token = segment.keys.token(start + i);
+            // Most keys follow the one before them, in the same page.
+            if i > 0 && token == before + 1 && !token.is_multiple_of(PAGE) {
+                rows.keys[i] = rows.keys[i - 1].wrapping_add(self.store.head_dim);
+                rows.values[i] = rows.values[i - 1].wrapping_add(self.store.head_dim);
+            } else {
+                rows.keys[i] = self.store.row(self.store.keys, self.kv_head, token);
+                rows.values[i] = self.store.row(self.store.values, self.kv_head, token);
             }
-            S::transpose(s.rotated.as_ptr(), units, n, units, s.keys.as_mut_ptr(), TILE);
+            before = token;
+        }
+        rows
+    }
+
+    /// Rotates and transposes the keys of a tile, which start at rank `start`.
+    #[inline(always)]
+    unsafe fn load_keys<S: Simd>(
+        &mut self,
+        segment: &Segment,
+        start: usize,
+        tile: &Rows<E>,
+        ahead: &Rows<E>,
+    ) {
+        let (dim, s) = (self.q.head_dim, &mut *self.scratch);
+        let units = dim / M::PER_UNIT;
+        // SAFETY: both buffers hold TILE rows of units, and the pointers name rows of `dim` elements.
+        unsafe {
+            for i in 0..tile.n {
+                prefetch_row::<S, E>(ahead.keys[i], dim);
+                let position = segment.key_position.at(segment.keys.token(start + i), start + i);
+                let out = s.rotated.as_mut_ptr().add(i % GROUP * units);
+                match segment.key_rope.parts(position) {
+                    Some([coarse, fine]) => rotate_by_parts::<S, M, E>(tile.keys[i], coarse, fine, out),
+                    None => {
+                        segment.key_rope.cos_sin(position, &mut s.cos, &mut s.sin);
+                        rotate::<S, M, E>(tile.keys[i], &s.cos, &s.sin, out);
+                    }
+                }
+                if i % GROUP == GROUP - 1 || i == tile.n - 1 {
+                    let first = i / GROUP * GROUP;
+                    let columns = s.keys.as_mut_ptr().add(first);
+                    S::transpose(s.rotated.as_ptr(), units, i + 1 - first, units, columns, TILE);
+                }
+            }
         }
     }
 
-    /// Gathers the `n` values of `segment` from rank `start` on, with zeros after them.
+    /// Gathers the values of a tile, with zeros after them.
     #[inline(always)]
-    unsafe fn load_values<S: Simd>(&mut self, segment: &Segment, start: usize, n: usize) {
-        let (dim, stride, s) = (self.q.head_dim, self.state.stride, &mut *self.scratch);
-        let row = |i: usize| self.store.row(self.store.values, self.kv_head, segment.keys.token(start + i));
+    unsafe fn load_values<S: Simd>(&mut self, tile: &Rows<E>, ahead: &Rows<E>) {
+        let (dim, stride, s, n) = (self.q.head_dim, self.state.stride, &mut *self.scratch, tile.n);
         // SAFETY: the buffer holds `TILE / PER_UNIT` rows of `stride` units, and a value `dim` elements.
         unsafe {
             if M::PER_UNIT == 2 {
@@ -186,12 +236,15 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
                     let out = s.values.as_mut_ptr().add(i / 2 * stride);
                     // Pair operands come with bf16 elements only. An odd last key is paired with itself and then
                     // weighted with zero, as every column past the last key is.
-                    let (a, b) = (row(i), row((i + 1).min(n - 1)));
-                    S::interleave(a.cast::<bf16>(), b.cast::<bf16>(), dim, out);
+                    let j = (i + 1).min(n - 1);
+                    prefetch_row::<S, E>(ahead.values[i], dim);
+                    prefetch_row::<S, E>(ahead.values[j], dim);
+                    S::interleave(tile.values[i].cast::<bf16>(), tile.values[j].cast::<bf16>(), dim, out);
                 }
             } else {
                 for i in 0..n {
-                    let (value, out) = (row(i), s.values.as_mut_ptr().add(i * stride).cast::<f32>());
+                    prefetch_row::<S, E>(ahead.values[i], dim);
+                    let (value, out) = (tile.values[i], s.values.as_mut_ptr().add(i * stride).cast::<f32>());
                     let whole = dim - dim % S::LANES;
                     for d in (0..whole).step_by(S::LANES) {
                         S::store(out.add(d), E::load::<S>(value.add(d)));
@@ -334,25 +387,42 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
     }
 }
 
-/// Cosines and sines of a position.
+/// Asks for a row; a null pointer asks for nothing of use.
 #[inline(always)]
-unsafe fn cos_sin<S: Simd>(rope: &RopeTable, position: i64, cos: &mut [f32], sin: &mut [f32]) {
-    let Some([coarse, fine]) = rope.parts(position) else { return rope.cos_sin(position, cos, sin) };
-    let pairs = coarse.len();
+unsafe fn prefetch_row<S: Simd, E>(row: *const E, head_dim: usize) {
+    for line in (0..head_dim * size_of::<E>()).step_by(64) {
+        // SAFETY: the path's contract.
+        unsafe { S::prefetch(row.cast::<u8>().wrapping_add(line)) }
+    }
+}
+
+/// Rotates `row: [coarse.len()]` by the sum of two angles, given as cosines and then sines, and writes its units to `out`.
+#[inline(always)]
+unsafe fn rotate_by_parts<S: Simd, M: Operand, E: Load>(
+    row: *const E,
+    coarse: &[f32],
+    fine: &[f32],
+    out: *mut u32,
+) {
+    let pairs = coarse.len() / 2;
     let whole = pairs - pairs % S::LANES;
-    // SAFETY: the four slices hold `pairs` elements each.
+    // SAFETY: a row has `2 · pairs` elements, and so has `out`.
     unsafe {
         for i in (0..whole).step_by(S::LANES) {
-            let (ca, sa) = S::load_cos_sin(coarse.as_ptr().add(i));
-            let (cb, sb) = S::load_cos_sin(fine.as_ptr().add(i));
-            S::store(cos.as_mut_ptr().add(i), S::sub(S::mul(ca, cb), S::mul(sa, sb)));
-            S::store(sin.as_mut_ptr().add(i), S::mul_add(sa, cb, S::mul(ca, sb)));
+            let (ca, sa) = (S::load(coarse.as_ptr().add(i)), S::load(coarse.as_ptr().add(pairs + i)));
+            let (cb, sb) = (S::load(fine.as_ptr().add(i)), S::load(fine.as_ptr().add(pairs + i)));
+            let (c, s) = (S::sub(S::mul(ca, cb), S::mul(sa, sb)), S::mul_add(sa, cb, S::mul(ca, sb)));
+            let (a, b) = (E::load::<S>(row.add(i)), E::load::<S>(row.add(pairs + i)));
+            M::put::<S>(out, i, S::sub(S::mul(a, c), S::mul(b, s)));
+            M::put::<S>(out, pairs + i, S::mul_add(b, c, S::mul(a, s)));
         }
-    }
-    for i in whole..pairs {
-        let ((ca, sa), (cb, sb)) = (coarse[i], fine[i]);
-        cos[i] = ca * cb - sa * sb;
-        sin[i] = sa * cb + ca * sb;
+        for i in whole..pairs {
+            let (ca, sa, cb, sb) = (coarse[i], coarse[pairs + i], fine[i], fine[pairs + i]);
+            let (c, s) = (ca * cb - sa * sb, sa * cb + ca * sb);
+            let (a, b) = ((*row.add(i)).widen(), (*row.add(pairs + i)).widen());
+            M::put_one(out, i, a * c - b * s);
+            M::put_one(out, pairs + i, b * c + a * s);
+        }
     }
 }
 

@@ -7,12 +7,13 @@
 
 use super::Path;
 use super::pool::{Pool, Shared};
+use super::q8_0::linear_q8_0;
 use super::simd::{Kernel, Load, Operand, Pair, Simd, Single, next_rows, tile, with_rows};
 use crate::{Matrix, MatrixData};
 use half::{bf16, f16};
 
 /// Up to this many rows weights are read in place.
-const FEW_ROWS: usize = 4;
+pub(super) const FEW_ROWS: usize = 4;
 
 /// Bytes of weights one thread takes at a time when there are few rows.
 const STRIP_BYTES: usize = 128 << 10;
@@ -57,6 +58,7 @@ pub(crate) fn linear(
         // Rows of an odd length do not start on whole units.
         MatrixData::Bf16(w) if path.has_pair_dot() && inputs % 2 == 0 => call.pair(w),
         MatrixData::Bf16(w) => call.single(w),
+        MatrixData::Q8_0(blocks) => linear_q8_0(pool, path, x, rows, w, blocks, bias, y),
     }
 }
 

@@ -7,6 +7,7 @@ mod keys;
 mod linear;
 mod path;
 mod pool;
+mod q8_0;
 pub(crate) mod simd;
 mod top_k;
 
@@ -132,5 +133,30 @@ impl Backend for Cpu {
         lse: Option<&mut [f32]>,
     ) {
         attend::attend(&self.pool, self.path, q, kv, views, scale, out, lse)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_go_by_their_names() {
+        for path in [Path::Avx512Bf16, Path::Avx2, Path::Neon, Path::Portable] {
+            assert_eq!(path.to_string().parse::<Path>().unwrap(), path);
+        }
+        let error = "sse9".parse::<Path>().unwrap_err().to_string();
+        assert!(error.contains("\"sse9\"") && error.contains("portable"), "{error}");
+        let cpu = Cpu::with_path(2, Path::Portable).unwrap();
+        assert_eq!((cpu.name().as_str(), cpu.threads()), ("cpu (portable, 2 threads)", 2));
+        assert_eq!(Cpu::with_path(0, Path::Portable).unwrap().name(), "cpu (portable, 1 thread)");
+    }
+
+    #[test]
+    fn a_path_of_another_machine_is_refused() {
+        let foreign = if cfg!(target_arch = "aarch64") { Path::Avx2 } else { Path::Neon };
+        assert!(!Path::available().contains(&foreign));
+        let error = Cpu::with_path(1, foreign).unwrap_err().to_string();
+        assert!(error.contains(foreign.name()) && error.contains(Path::best().name()), "{error}");
     }
 }

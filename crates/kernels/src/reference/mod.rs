@@ -21,12 +21,17 @@ impl Backend for Reference {
 
     fn linear(&self, x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
         let (outputs, inputs) = (w.rows(), w.cols());
-        assert_eq!((x.len(), y.len()), (rows * inputs, rows * outputs), "linear: {rows} rows, {outputs} x {inputs}");
+        assert_eq!(
+            (x.len(), y.len()),
+            (rows * inputs, rows * outputs),
+            "linear: {rows} rows, {outputs} x {inputs}"
+        );
         let mut weights = vec![0.0; inputs];
         for o in 0..outputs {
             w.copy_row(o, &mut weights);
             for r in 0..rows {
-                y[r * outputs + o] = dot(&x[r * inputs..(r + 1) * inputs], &weights) + bias.map_or(0.0, |b| b[o]);
+                y[r * outputs + o] =
+                    dot(&x[r * inputs..(r + 1) * inputs], &weights) + bias.map_or(0.0, |b| b[o]);
             }
         }
     }
@@ -65,7 +70,8 @@ impl Backend for Reference {
                     scores.push((dot(q.row(token, head), &key), t as u32));
                 }
                 if let TopKRule::BestPerTile { tile } = request.rule {
-                    let best = |tile: &[(f32, u32)]| *tile.iter().min_by(|a, b| best_first(a, b)).expect("a tile");
+                    let best =
+                        |tile: &[(f32, u32)]| *tile.iter().min_by(|a, b| best_first(a, b)).expect("a tile");
                     scores = scores.chunks(tile).map(best).collect();
                     scores.resize(scores.len().max(k), (f32::MIN, keys.start as u32));
                 }
@@ -128,7 +134,14 @@ impl Backend for Reference {
 }
 
 /// Adds up attention probabilities by token; see [`Backend::key_mass`].
-pub(crate) fn key_mass(q: &Queries, kv: &KvView, views: &[Vec<Segment>], scale: f32, lse: &[f32], mass: &mut [f32]) {
+pub(crate) fn key_mass(
+    q: &Queries,
+    kv: &KvView,
+    views: &[Vec<Segment>],
+    scale: f32,
+    lse: &[f32],
+    mass: &mut [f32],
+) {
     let (dim, group) = (q.head_dim, q.n_heads / kv.n_kv_heads);
     let mut key = vec![0.0; dim];
     for kv_head in 0..kv.n_kv_heads {

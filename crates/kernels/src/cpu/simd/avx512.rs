@@ -115,16 +115,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_cos_sin(p: *const (f32, f32)) -> (__m512, __m512) {
-        const _: () = assert!(size_of::<(f32, f32)>() == 8);
-        let p = p.cast::<f32>();
-        let (a, b) = (_mm512_loadu_ps(p), _mm512_loadu_ps(p.add(16)));
-        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-        (_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
-    }
-
-    #[inline(always)]
     unsafe fn four_columns(src: *const u32, stride: usize) -> [__m512; 4] {
         // Loads put the units of rows i, 4 + i, 8 + i and 12 + i side by side, ...
         let mut a = [_mm512_setzero_si512(); 4];
@@ -170,14 +160,29 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn interleave(a: *const bf16, b: *const bf16, n: usize, dst: *mut u32) {
-        let (mut a, mut b, mut dst) = (a.cast::<u16>(), b.cast::<u16>(), dst);
-        for i in (0..n).step_by(16) {
+        let whole = n - n % 32;
+        let first = _mm512_set_epi64(
+            0x002f_000f_002e_000e,
+            0x002d_000d_002c_000c,
+            0x002b_000b_002a_000a,
+            0x0029_0009_0028_0008,
+            0x0027_0007_0026_0006,
+            0x0025_0005_0024_0004,
+            0x0023_0003_0022_0002,
+            0x0021_0001_0020_0000,
+        );
+        let second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+        for i in (0..whole).step_by(32) {
+            let (a, b) = (_mm512_loadu_si512(a.add(i).cast()), _mm512_loadu_si512(b.add(i).cast()));
+            _mm512_storeu_si512(dst.add(i).cast(), _mm512_permutex2var_epi16(a, first, b));
+            _mm512_storeu_si512(dst.add(i + 16).cast(), _mm512_permutex2var_epi16(a, second, b));
+        }
+        for i in (whole..n).step_by(16) {
             let mask = low_bits(n - i);
-            let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, a.cast()));
-            let high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, b.cast()));
+            let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, a.add(i).cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, b.add(i).cast()));
             let both = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
-            _mm512_mask_storeu_epi32(dst.cast(), mask, both);
-            (a, b, dst) = (a.wrapping_add(16), b.wrapping_add(16), dst.wrapping_add(16));
+            _mm512_mask_storeu_epi32(dst.add(i).cast(), mask, both);
         }
     }
 }

@@ -74,16 +74,6 @@ pub(crate) trait Simd: Copy + 'static {
     /// `acc + a₀b₀ + a₁b₁` in each lane, for lanes that hold two bf16.
     unsafe fn dot_pairs(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
 
-    /// Cosines and sines of `LANES` pairs stored one after the other: `(c₀, s₀), (c₁, s₁), ...`.
-    #[inline(always)]
-    unsafe fn load_cos_sin(p: *const (f32, f32)) -> (Self::V, Self::V) {
-        let mut parts = [[0.0f32; 16]; 2];
-        for i in 0..Self::LANES {
-            (parts[0][i], parts[1][i]) = *p.add(i);
-        }
-        (Self::load(parts[0].as_ptr()), Self::load(parts[1].as_ptr()))
-    }
-
     /// Asks for the cache line of `p`, which need not be readable.
     #[inline(always)]
     unsafe fn prefetch<T>(_p: *const T) {}
@@ -295,9 +285,13 @@ pub(crate) unsafe fn tile<S: Simd, M: Operand, const R: usize, const C: usize>(
 /// Left to itself it keeps a running pointer for every row of a tile: more than there are registers.
 #[inline(always)]
 #[allow(clippy::pointers_in_nomem_asm_block, reason = "the pointer is renamed, not followed")]
+#[allow(unused_mut, reason = "elsewhere it is the pointer it was")]
 pub(crate) fn opaque<T>(mut p: *const T) -> *const T {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     // SAFETY: no instruction at all.
-    unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags))
+    };
     p
 }
 
