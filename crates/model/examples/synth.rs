@@ -23,7 +23,9 @@ fn main() -> ExitCode {
 
 fn write(args: &[String]) -> Result<(), String> {
     let [shape, dtype, out] = args else {
-        return Err("usage: synth SHAPE TYPE OUT, for instance: synth qwen2.5-0.5b gguf:q8_0 model.gguf".into());
+        return Err(
+            "usage: synth SHAPE TYPE OUT, for instance: synth qwen2.5-0.5b gguf:q8_0 model.gguf".into()
+        );
     };
     let shape = match shape.as_str() {
         "qwen2.5-0.5b" => Shape::qwen2_5_0_5b(),

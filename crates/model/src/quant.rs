@@ -1,4 +1,5 @@
-//! Quantised weight matrices: GGML blocks, multiplied by candle's kernels or through dense panels.
+//! Quantised weight matrices: GGML blocks, multiplied by candle's kernels or through dense panels. Q8_0 is not among them:
+//! the backend reads it in place ([`reattention_kernels::MatrixData::Q8_0`]).
 //!
 //! candle's faster path keeps a second, repacked copy of the weights and is not taken, so that the memory held is that of
 //! the file. Its products run on a pool of its own, which `CANDLE_NUM_THREADS` sizes, not on the backend's; the panels

@@ -11,7 +11,7 @@ use crate::family::TensorNames;
 use crate::linear::{Linear, Weight};
 use crate::{Config, ModelError};
 use candle_core::quantized::GgmlDType;
-use reattention_kernels::{Matrix, MatrixData};
+use reattention_kernels::Matrix;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -368,11 +368,9 @@ impl Element {
 }
 
 fn widen(matrix: &Matrix) -> Vec<f32> {
-    match matrix.data() {
-        MatrixData::F32(d) => d.to_vec(),
-        MatrixData::F16(d) => d.iter().map(|x| x.to_f32()).collect(),
-        MatrixData::Bf16(d) => d.iter().map(|x| x.to_f32()).collect(),
-    }
+    let mut all = vec![0.0; matrix.rows() * matrix.cols()];
+    all.chunks_exact_mut(matrix.cols().max(1)).enumerate().for_each(|(row, out)| matrix.copy_row(row, out));
+    all
 }
 
 fn check(store: &dyn TensorStore, slot: &Slot) -> Result<Stored, ModelError> {

@@ -12,6 +12,7 @@ use crate::{ChatTemplate, Config, Family, ModelError, Tokenizer};
 use candle_core::quantized::GgmlDType;
 use header::{Header, TensorInfo, Value};
 use reattention::rope::RopeScaling;
+use reattention_kernels::{Buffer, Matrix, MatrixData};
 use serde_json::{Map, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -237,13 +238,20 @@ impl TensorStore for Gguf {
             GgmlDType::BF16 => Element::Bf16,
             quantised => {
                 let row = row_bytes(quantised, cols).unwrap_or_default();
-                let mut bytes = vec![0; row * pieces.rows()];
+                let mut bytes = Buffer::zeroed(row * pieces.rows());
                 self.source.read_rows(info.offset, row, pieces, &mut bytes)?;
-                let matrix = QuantMatrix::from_bytes(quantised, pieces.rows(), cols, &bytes);
+                let matrix = match quantised {
+                    // Our own kernels read these blocks in place.
+                    GgmlDType::Q8_0 => Matrix::new(pieces.rows(), cols, MatrixData::Q8_0(bytes))
+                        .ok()
+                        .map(|m| Weight::Dense(Arc::new(m))),
+                    _ => QuantMatrix::from_bytes(quantised, pieces.rows(), cols, &bytes)
+                        .map(|m| Weight::Quantised(Arc::new(m))),
+                };
                 let error = || {
                     ModelError::format(self.source.name(), "GGUF", format!("tensor `{name}` has odd rows"))
                 };
-                return matrix.map(|m| Weight::Quantised(Arc::new(m))).ok_or_else(error);
+                return matrix.ok_or_else(error);
             }
         };
         self.source.dense(element, info.offset, cols, pieces)
