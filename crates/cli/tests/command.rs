@@ -49,7 +49,10 @@ fn ask_answers_with_evidence_and_honest_counts() {
     let file = notes(dir.path());
     let question = "What is the locker code of Ada Winter?";
     let plain = reattn(&["ask", "--context", &file, question]).success();
-    assert_eq!(String::from_utf8_lossy(&plain.get_output().stdout), "The locker code of Ada Winter is 90417.\n");
+    assert_eq!(
+        String::from_utf8_lossy(&plain.get_output().stdout),
+        "The locker code of Ada Winter is 90417.\n"
+    );
     let log = String::from_utf8_lossy(&plain.get_output().stderr).to_string();
     assert!(log.contains("memory plan") && log.contains("notes.txt:214"), "{log}");
 
@@ -109,7 +112,8 @@ fn bad_input_is_named_and_exits_with_2() {
     let mamba = r#"{"architectures":["MambaForCausalLM"],"model_type":"mamba"}"#;
     std::fs::write(folder.join("config.json"), mamba).unwrap();
     let folder = folder.display().to_string();
-    let ask = |extra: &[&'static str]| [&["ask", "--context", &file, "What is it?"], extra].concat().join("\t");
+    let ask =
+        |extra: &[&'static str]| [&["ask", "--context", &file, "What is it?"], extra].concat().join("\t");
     let of = |args: &[&str]| args.join("\t");
     let cases = [
         (of(&["ask", "--context", "no-such-file.txt", "Why?"]), "no-such-file.txt"),
@@ -166,7 +170,8 @@ fn methods_and_inspect_describe() {
 fn evaluations_write_what_they_print() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().display().to_string();
-    let needle = ["eval", "needle", "--lengths", "512,2k", "--depths", "10,90", "--samples", "1", "--json", "-q"];
+    let needle =
+        ["eval", "needle", "--lengths", "512,2k", "--depths", "10,90", "--samples", "1", "--json", "-q"];
     let report = json(&[&needle[..], &["--method", "reattention,full", "--out", &out]].concat());
     let cells = report["cells"].as_array().unwrap();
     assert_eq!(cells.len(), 8);
@@ -179,7 +184,8 @@ fn evaluations_write_what_they_print() {
     for name in ["needle.json", "needle.md", "needle.svg"] {
         assert!(dir.path().join(name).exists(), "{name}");
     }
-    let report = json(&["eval", "perplexity", "--tokens", "4k", "--method", "streaming-llm,full", "--json", "-q"]);
+    let report =
+        json(&["eval", "perplexity", "--tokens", "4k", "--method", "streaming-llm,full", "--json", "-q"]);
     let buckets = report["buckets"].as_array().unwrap();
     assert_eq!(buckets.iter().map(|b| b["tokens"].as_u64().unwrap()).sum::<u64>(), 2 * 4095);
     let of = |method: &str| -> Vec<f64> {

@@ -20,7 +20,12 @@ fn every_case_passes_on_every_backend() {
     for name in names {
         for backend in backends() {
             let outcome = run(&dir(), &name, &backend);
-            assert!(matches!(outcome, Outcome::Passed(_)), "{name} on {}: {}", backend.name(), outcome.text());
+            assert!(
+                matches!(outcome, Outcome::Passed(_)),
+                "{name} on {}: {}",
+                backend.name(),
+                outcome.text()
+            );
         }
     }
 }
@@ -51,8 +56,12 @@ fn changed(name: &str, change: impl Fn(&mut serde_json::Map<String, serde_json::
 fn a_wrong_parameter_is_noticed() {
     let outcome = changed("reatt.mistral-a.mid4.clip8", |m| m["params"]["recall_clip"] = 7.into());
     let Outcome::Failed(reasons) = outcome else { panic!("{}", outcome.text()) };
-    assert!(reasons.iter().any(|r| r.contains("centres")) && reasons.iter().any(|r| r.contains("differs by")), "{reasons:?}");
-    let outcome = changed("hf_sliding48.mistral-a.n300", |m| m["config_overrides"]["sliding_window"] = 47.into());
+    assert!(
+        reasons.iter().any(|r| r.contains("centres")) && reasons.iter().any(|r| r.contains("differs by")),
+        "{reasons:?}"
+    );
+    let outcome =
+        changed("hf_sliding48.mistral-a.n300", |m| m["config_overrides"]["sliding_window"] = 47.into());
     assert!(matches!(outcome, Outcome::Failed(_)), "{}", outcome.text());
 }
 

@@ -15,10 +15,16 @@ fn small(method: &str) -> Vec<Settings> {
     match method {
         "reattention" => {
             let base = ["global=2", "local=16", "span=4", "clip=3", "chunk=8", "top_k=2"];
-            [&[][..], &["share=kv_head"], &["prefill=window"], &["positions=original"], &["question_alone=false"]]
-                .iter()
-                .map(|extra| parse(&[&base[..], extra].concat()))
-                .collect()
+            [
+                &[][..],
+                &["share=kv_head"],
+                &["prefill=window"],
+                &["positions=original"],
+                &["question_alone=false"],
+            ]
+            .iter()
+            .map(|extra| parse(&[&base[..], extra].concat()))
+            .collect()
         }
         "streaming-llm" => vec![parse(&["global=2", "local=16", "chunk=8"])],
         _ => vec![parse(&["chunk=8"])],
@@ -38,7 +44,13 @@ fn backends() -> [Arc<dyn Backend>; 2] {
 }
 
 /// Logits of every token, fed as the method schedules them.
-fn logits(model: &Model, method: &str, settings: &Settings, ids: &[u32], backend: &Arc<dyn Backend>) -> Vec<f32> {
+fn logits(
+    model: &Model,
+    method: &str,
+    settings: &Settings,
+    ids: &[u32],
+    backend: &Arc<dyn Backend>,
+) -> Vec<f32> {
     let method = build(method, settings, model.shape()).unwrap();
     let mut context = Context::new(model.shape(), method, None, KvDtype::F32, Arc::clone(backend));
     let (mut all, mut scratch) = (Vec::new(), Scratch::default());
@@ -63,7 +75,8 @@ fn every_method_runs_on_every_family_and_both_backends_agree() {
         let model = model(family, &[]);
         for spec in specs() {
             for settings in small(spec.name) {
-                let [plain, fast] = backends().map(|b| logits(&model, spec.name, &settings, &ids(150, 1), &b));
+                let [plain, fast] =
+                    backends().map(|b| logits(&model, spec.name, &settings, &ids(150, 1), &b));
                 assert!(plain.iter().all(|l| l.is_finite()), "{family}, {}", spec.name);
                 assert!(close(&plain, &fast), "{family}, {}: the backends differ", spec.name);
             }
@@ -95,7 +108,10 @@ fn below_its_scope_a_method_is_full_attention() {
         let full = logits(&model, "full", &small("full")[0], &ids(16, 2), &backend);
         for method in ["reattention", "streaming-llm"] {
             for settings in small(method) {
-                assert!(close(&logits(&model, method, &settings, &ids(16, 2), &backend), &full), "{method} {settings:?}");
+                assert!(
+                    close(&logits(&model, method, &settings, &ids(16, 2), &backend), &full),
+                    "{method} {settings:?}"
+                );
             }
         }
         let longer = |method: &str| logits(&model, method, &small(method)[0], &ids(60, 2), &backend);
@@ -127,7 +143,8 @@ fn streaming_equals_a_cache_that_evicts() {
     let dir = tempfile::tempdir().unwrap();
     write_hugging_face(dir.path(), &shape, DenseType::F32, 5, None).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let (model, vocab) = (Model::new(checkpoint.config().clone(), checkpoint.load().unwrap()), shape.vocab_size);
+    let (model, vocab) =
+        (Model::new(checkpoint.config().clone(), checkpoint.load().unwrap()), shape.vocab_size);
     let prompt = ids(60, 9);
     let kept = [&prompt[..2], &prompt[44..]].concat();
     for backend in backends() {
@@ -142,7 +159,10 @@ fn a_model_with_sliding_layers_is_refused_by_methods_that_cannot_serve_it() {
     let model = model("mistral", &[("sliding_window", 24.into())]);
     for method in ["reattention", "streaming-llm"] {
         let error = build(method, &Settings::new(), model.shape()).unwrap_err();
-        assert!(matches!(&error, MethodError::Unsuited { .. }) && error.to_string().contains("24"), "{error}");
+        assert!(
+            matches!(&error, MethodError::Unsuited { .. }) && error.to_string().contains("24"),
+            "{error}"
+        );
     }
     let [plain, fast] = backends().map(|b| logits(&model, "full", &small("full")[0], &ids(80, 1), &b));
     assert!(close(&plain, &fast));
@@ -153,7 +173,8 @@ fn a_view_larger_than_the_window_is_an_error_and_the_context_stands() {
     let model = model("llama", &[]);
     let [_, backend] = backends();
     let window = model.shape().window;
-    let settings = Settings::parse(&["global=2", "local=16", "span=32", "clip=none", "chunk=16", "top_k=8"]).unwrap();
+    let settings =
+        Settings::parse(&["global=2", "local=16", "span=32", "clip=none", "chunk=16", "top_k=8"]).unwrap();
     let method = build("reattention", &settings, model.shape()).unwrap();
     let mut context = Context::new(model.shape(), method, None, KvDtype::F32, backend);
     let (prompt, mut scratch) = (ids(4 * window, 5), Scratch::default());

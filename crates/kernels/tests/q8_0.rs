@@ -27,9 +27,15 @@ fn products_agree_with_the_reference() {
     for path in Path::available() {
         for threads in [1, 2] {
             let cpu = Cpu::with_path(threads, path).unwrap();
-            for (rows, outputs, inputs) in
-                [(1, 1, 32), (1, 130, 64), (2, 33, 96), (3, 700, 896), (4, 17, 256), (5, 600, 128), (40, 1030, 64)]
-            {
+            for (rows, outputs, inputs) in [
+                (1, 1, 32),
+                (1, 130, 64),
+                (2, 33, 96),
+                (3, 700, 896),
+                (4, 17, 256),
+                (5, 600, 128),
+                (40, 1030, 64),
+            ] {
                 let (w, x, bias) = (matrix(outputs, inputs), wave(rows * inputs, 0.37), wave(outputs, 0.11));
                 let (mut want, mut got) = (vec![0.0; rows * outputs], vec![7.0; rows * outputs]);
                 Reference.linear(&x, rows, &w, Some(&bias), &mut want);
@@ -38,7 +44,10 @@ fn products_agree_with_the_reference() {
                 let tolerance = if rows <= 4 { 1e-5 } else { 2e-2 };
                 let scale = want.iter().fold(1.0f32, |m, w| m.max(w.abs()));
                 for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-                    assert!((g - w).abs() <= tolerance * scale, "{path}, {rows} x {outputs} x {inputs}: {i}: {g}, {w}");
+                    assert!(
+                        (g - w).abs() <= tolerance * scale,
+                        "{path}, {rows} x {outputs} x {inputs}: {i}: {g}, {w}"
+                    );
                 }
             }
         }
@@ -49,7 +58,10 @@ fn products_agree_with_the_reference() {
 fn blocks_are_counted() {
     assert!(Matrix::new(2, 32, MatrixData::Q8_0(Buffer::zeroed(68))).is_ok());
     for (rows, cols, bytes) in [(2, 32, 67), (2, 32, 34), (4, 16, 68), (1, 48, 51)] {
-        assert!(Matrix::new(rows, cols, MatrixData::Q8_0(Buffer::zeroed(bytes))).is_err(), "{rows} x {cols}, {bytes} bytes");
+        assert!(
+            Matrix::new(rows, cols, MatrixData::Q8_0(Buffer::zeroed(bytes))).is_err(),
+            "{rows} x {cols}, {bytes} bytes"
+        );
     }
     let w = matrix(3, 64);
     let mut row = vec![0.0; 64];
