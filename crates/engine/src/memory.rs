@@ -55,7 +55,7 @@ impl MemoryPlan {
         let scratch =
             Scratch::planned_bytes(config, step) + selection_bytes(&shape, step) + 2 * 4 * config.vocab_size;
         let kv_bytes = Store::planned_bytes(&shape, kv, method.kept(tokens));
-        let bookkeeping = tokens * (size_of::<u32>() * 2 + 16 * 2);
+        let bookkeeping = tokens * PER_TOKEN;
         let overhead = PROGRAM + known + bookkeeping;
         Self {
             tokens,
@@ -108,8 +108,11 @@ impl MemoryPlan {
     }
 }
 
-/// Code, thread stacks and allocator of the program itself, as measured on the command.
-const PROGRAM: usize = 12 << 20;
+/// Code, tokenizer, thread stacks and allocator of the program itself, as measured on `reattn bench`.
+const PROGRAM: usize = 15 << 20;
+
+/// Ids, byte ranges and origins of a prompt's token, in the prompt and while it is put together.
+const PER_TOKEN: usize = 112;
 
 /// Votes and candidates of one step: up to a dozen entries of 8 bytes for each query and head.
 fn selection_bytes(shape: &ModelShape, step: usize) -> usize {

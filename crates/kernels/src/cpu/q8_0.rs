@@ -32,7 +32,7 @@ pub(crate) fn linear_q8_0(
     if rows <= FEW_ROWS {
         few(pool, path, x, rows, w, blocks, bias, y)
     } else {
-        many(pool, path, x, rows, w, bias, y)
+        many(pool, path, x, rows, w, blocks, bias, y)
     }
 }
 
@@ -94,11 +94,7 @@ impl Strip<'_> {
                     let weights = block.as_ptr().add(2).cast::<i8>();
                     let mut part = [S::splat(0.0); R];
                     for i in (0..Q8_0_LEN).step_by(S::LANES) {
-                        let mut wide = [0.0f32; 16];
-                        for lane in 0..S::LANES {
-                            wide[lane] = f32::from(*weights.add(i + lane));
-                        }
-                        let w = S::load(wide.as_ptr());
+                        let w = widen::<S>(weights.add(i));
                         for r in 0..R {
                             let v = S::load(self.x.as_ptr().add(r * self.inputs + b * Q8_0_LEN + i));
                             part[r] = S::mul_add(v, w, part[r]);
@@ -116,20 +112,64 @@ impl Strip<'_> {
     }
 }
 
-fn many(pool: &Pool, path: Path, x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
+/// `LANES` bytes as f32.
+#[inline(always)]
+unsafe fn widen<S: Simd>(bytes: *const i8) -> S::V {
+    let mut wide = [0.0f32; 16];
+    // SAFETY: the caller vouches for `LANES` bytes, at most 16, and for the path.
+    unsafe {
+        for lane in 0..S::LANES {
+            wide[lane] = f32::from(*bytes.add(lane));
+        }
+        S::load(wide.as_ptr())
+    }
+}
+
+/// A row of blocks to bf16.
+struct Unpack<'a> {
+    row: &'a [u8],
+    out: &'a mut [bf16],
+}
+
+impl Kernel for Unpack<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for (block, out) in self.row.chunks_exact(Q8_0_BYTES).zip(self.out.chunks_exact_mut(Q8_0_LEN)) {
+            // SAFETY: a block and its part of the row hold 32 elements, a multiple of `LANES`.
+            unsafe {
+                let scale = S::splat(q8_0_scale(block));
+                for i in (0..Q8_0_LEN).step_by(S::LANES) {
+                    let w = widen::<S>(block.as_ptr().add(2 + i).cast());
+                    S::store_bf16(out.as_mut_ptr().add(i), S::mul(w, scale));
+                }
+            }
+        }
+    }
+}
+
+fn many(
+    pool: &Pool,
+    path: Path,
+    x: &[f32],
+    rows: usize,
+    w: &Matrix,
+    blocks: &[u8],
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+) {
     let (outputs, inputs) = (w.rows(), w.cols());
+    let row_bytes = inputs / Q8_0_LEN * Q8_0_BYTES;
     let mut out = vec![0.0; rows * PANEL.min(outputs)];
     for first in (0..outputs).step_by(PANEL) {
         let n = PANEL.min(outputs - first);
         let mut panel = Buffer::<bf16>::zeroed(n * inputs);
         let shared = Shared::new(&mut panel);
-        let unpack = |row: &mut Vec<f32>, i: usize| {
-            w.copy_row(first + i, row);
-            // SAFETY: rows of the panel are disjoint.
-            let to = unsafe { shared.part(i * inputs, inputs) };
-            to.iter_mut().zip(row.iter()).for_each(|(t, &f)| *t = bf16::from_f32(f));
+        let unpack = |_: &mut (), i: usize| {
+            let row = &blocks[(first + i) * row_bytes..(first + i + 1) * row_bytes];
+            // SAFETY: rows of the panel are disjoint, and the path is available.
+            unsafe { path.call(Unpack { row, out: shared.part(i * inputs, inputs) }) }
         };
-        pool.each(n, false, || vec![0.0; inputs], unpack);
+        pool.each(n, false, || (), unpack);
         let panel = Matrix::new(n, inputs, MatrixData::Bf16(panel)).expect("a panel has n * inputs elements");
         let out = &mut out[..rows * n];
         linear(pool, path, x, rows, &panel, bias.map(|b| &b[first..first + n]), out);
