@@ -11,7 +11,7 @@ use reattention_kernels::{Backend, Cpu, Reference};
 use reattention_model::Tokenizer;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -90,6 +90,9 @@ impl ModelArgs {
     pub(crate) fn cpu(&self) -> Result<Cpu, Failure> {
         let threads = match self.threads {
             Some(0) => return Err(Failure::Input(anyhow!("--threads must be at least 1"))),
+            Some(n) if n > 1024 => {
+                return Err(Failure::Input(anyhow!("--threads {n}: at most 1024 make sense")));
+            }
             Some(n) => n,
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         };
@@ -117,7 +120,12 @@ impl MethodArgs {
     pub(crate) fn each(&self, shape: &ModelShape) -> Result<Vec<(String, Settings)>, Failure> {
         let names: Vec<String> = match self.method.as_slice() {
             [all] if all == "all" => specs().map(|s| s.name.to_string()).collect(),
-            names => names.to_vec(),
+            names => {
+                let mut distinct = names.to_vec();
+                let mut seen = std::collections::HashSet::new();
+                distinct.retain(|n| seen.insert(n.clone()));
+                distinct
+            }
         };
         let mut pairs: Vec<String> = self.set.clone();
         pairs.extend(self.chunk.map(|c| format!("chunk={c}")));
@@ -163,15 +171,30 @@ impl OutputArgs {
             1 => tracing::Level::INFO,
             _ => tracing::Level::DEBUG,
         };
-        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
+        tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .without_time()
+            .init();
     }
 
     /// Says something on stderr unless quiet.
     pub(crate) fn say(&self, text: impl std::fmt::Display) {
         if !self.quiet {
-            eprintln!("{text}");
+            complain(text);
         }
     }
+}
+
+/// Writes a line to stderr; one that nobody can read is no reason to stop.
+pub(crate) fn complain(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A passage as a terminal may show it: control characters, which a file may hold to trick one, are replaced.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Writes a line to stdout.
@@ -190,6 +213,17 @@ pub(crate) fn method_json(method: &dyn Method) -> Value {
     let params: Map<String, Value> =
         method.params().into_iter().map(|(k, v)| (k.to_string(), value(v))).collect();
     serde_json::json!({ "name": method.spec().name, "params": params })
+}
+
+/// Values without repetition, in their order.
+pub(crate) fn distinct<T: PartialEq + Copy>(values: &[T]) -> Vec<T> {
+    let mut seen: Vec<T> = Vec::new();
+    values.iter().for_each(|v| {
+        if !seen.contains(v) {
+            seen.push(*v)
+        }
+    });
+    seen
 }
 
 /// A number of tokens: 512, 4k (4,096), 1m (1,048,576).

@@ -23,7 +23,7 @@ impl Failure {
         }) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("reattn: {error:#}");
+        crate::common::complain(format_args!("reattn: {error:#}"));
         ExitCode::from(code)
     }
 }

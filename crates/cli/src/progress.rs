@@ -43,7 +43,7 @@ impl Bar {
         self.bar.set_position(p.done as u64);
         self.bar.set_message(format!("{label}: {left}"));
         if self.lines && self.last.elapsed() > PAUSE {
-            eprintln!("{label}: {} of {} tokens, {left}", p.done, p.total);
+            crate::common::complain(format_args!("{label}: {} of {} tokens, {left}", p.done, p.total));
             self.last = Instant::now();
         }
     }

@@ -79,6 +79,11 @@ impl Context {
         &self.backend
     }
 
+    /// Tokens whose keys and values are still in memory.
+    pub fn kept(&self) -> usize {
+        self.store.held()
+    }
+
     /// Memory held by keys and values, in bytes.
     pub fn kv_bytes(&self) -> usize {
         self.store.bytes()

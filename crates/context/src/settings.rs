@@ -130,6 +130,9 @@ pub struct ParamSpec {
     pub doc: &'static str,
 }
 
+/// Largest count a setting may have: 2^30, beyond any context.
+const LARGEST: usize = 1 << 30;
+
 /// Reads the settings of one method and finds those it does not have.
 pub(crate) struct Reader<'a> {
     spec: &'static MethodSpec,
@@ -157,12 +160,19 @@ impl Reader<'_> {
         }
     }
 
+    /// The number `name` of tokens or the like, or `default`. Numbers no context can reach are refused, so that sums of
+    /// a few of them cannot overflow.
+    pub(crate) fn count(&self, name: &'static str, default: usize) -> Result<usize, MethodError> {
+        let value = self.value(name, default)?;
+        if value > LARGEST { Err(self.bad(name, value)) } else { Ok(value) }
+    }
+
     /// The value of `name` with `none` (or -1) for no limit, or `default`.
     pub(crate) fn limit(&self, name: &'static str, default: usize) -> Result<Option<usize>, MethodError> {
         match self.values.get(name).map(String::as_str) {
             None => Ok(Some(default)),
             Some("none" | "-1") => Ok(None),
-            Some(text) => text.parse().map(Some).map_err(|_| self.bad(name, text)),
+            Some(_) => self.count(name, default).map(Some),
         }
     }
 

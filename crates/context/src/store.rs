@@ -102,7 +102,7 @@ impl Store {
 
     /// Memory that `tokens` tokens take, in bytes, unused ends of pages included.
     pub fn planned_bytes(shape: &ModelShape, dtype: KvDtype, tokens: usize) -> usize {
-        tokens.div_ceil(PAGE) * PAGE * Self::bytes_per_token(shape, dtype)
+        tokens.div_ceil(PAGE).saturating_mul(PAGE).saturating_mul(Self::bytes_per_token(shape, dtype))
     }
 
     /// Memory of one token's keys and values in all layers, in bytes.
@@ -113,6 +113,16 @@ impl Store {
     /// Tokens held by all layers, released ones included.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Tokens whose keys and values are still in memory.
+    pub fn held(&self) -> usize {
+        let present = match &self.layers[0] {
+            Layer::F32(s) => s.keys.iter().map(Option::is_some).collect::<Vec<_>>(),
+            Layer::Bf16(s) => s.keys.iter().map(Option::is_some).collect(),
+        };
+        let tokens = |page: usize| PAGE.min(self.len.saturating_sub(page * PAGE));
+        present.iter().enumerate().filter(|p| *p.1).map(|(page, _)| tokens(page)).sum()
     }
 
     /// Whether no token is held.
@@ -315,6 +325,7 @@ mod tests {
         fill(&mut store, 0, 5000);
         store.release(10..4100, 4990);
         assert_eq!(store.bytes(), 2 * Store::planned_bytes(&shape, KvDtype::F32, 1));
+        assert_eq!((store.len(), store.held()), (5000, 1024 + 5000 - 4096));
         assert_eq!(store.truncate(4000), Err(TruncateError { to: 4000, floor: 4990 }));
         store.truncate(4995).unwrap();
         assert_eq!(store.len(), 4995);

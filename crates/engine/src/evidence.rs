@@ -26,19 +26,12 @@ pub struct Evidence {
 
 /// The `most` passages (sentences) with the largest share of `mass`, the attention paid to each token.
 ///
-/// `texts` are the sources by index; the first `sinks` tokens are left out, since every query looks at them, whatever
-/// they say.
-pub(crate) fn passages(
-    mass: &[f32],
-    sources: &SourceMap,
-    texts: &[String],
-    sinks: usize,
-    most: usize,
-) -> Vec<Evidence> {
+/// `texts` are the sources by index. The very first token is left out: every query looks at it, whatever it says.
+pub(crate) fn passages(mass: &[f32], sources: &SourceMap, texts: &[String], most: usize) -> Vec<Evidence> {
     let sentences: Vec<Vec<Range<usize>>> = texts.iter().map(|t| sentences(t)).collect();
     let mut weights: Vec<Vec<f64>> = sentences.iter().map(|s| vec![0.0; s.len()]).collect();
     let mut total = 0.0;
-    for (token, &m) in mass.iter().enumerate().skip(sinks) {
+    for (token, &m) in mass.iter().enumerate().skip(1) {
         let Some(origin) = sources.origin(token) else { continue };
         let of = origin.source as usize;
         // A token may begin with the space before its word: its last byte tells the sentence it belongs to.
@@ -88,14 +81,22 @@ fn sentences(text: &str) -> Vec<Range<usize>> {
         };
         let long = i + 1 - start >= LONGEST && text.is_char_boundary(i + 1);
         if ends || long {
-            cuts.push(start..i + 1);
+            cut(text, start..i + 1, &mut cuts);
             start = i + 1;
         }
     }
     if start < bytes.len() {
-        cuts.push(start..bytes.len());
+        cut(text, start..bytes.len(), &mut cuts);
     }
     cuts
+}
+
+/// Adds a piece; what holds nothing but white space belongs to the piece before it.
+fn cut(text: &str, piece: Range<usize>, cuts: &mut Vec<Range<usize>>) {
+    match cuts.last_mut() {
+        Some(last) if text[piece.clone()].trim().is_empty() => last.end = piece.end,
+        _ => cuts.push(piece),
+    }
 }
 
 #[cfg(test)]
@@ -108,9 +109,10 @@ mod tests {
         for text in ["", "One. Two! Three", "a\n\nb.c d. ", &"ö".repeat(500)] {
             let s = sentences(text);
             assert_eq!(s.iter().map(|r| &text[r.clone()]).collect::<String>(), text);
-            assert!(s.iter().all(|r| r.len() <= LONGEST + 1));
+            assert!(s.iter().all(|r| r.len() <= LONGEST + 2));
         }
         assert_eq!(sentences("One. Two! Three").len(), 3);
+        assert_eq!(sentences("One.\n\n  \nTwo.\n").len(), 2);
     }
 
     #[test]
@@ -136,7 +138,7 @@ mod tests {
         let mass: Vec<f32> = std::iter::once(50.0)
             .chain(words.iter().map(|(_, w)| if w.contains('5') { 6.0 } else { 1.0 }))
             .collect();
-        let found = passages(&mass, &map, &[text], 1, 2);
+        let found = passages(&mass, &map, &[text], 2);
         assert_eq!(found[0].text, "The code is 5.");
         assert_eq!((found[0].line, found[0].start_byte, found[0].end_byte), (2, 12, 26));
         assert_eq!(found[0].source, "a.txt");

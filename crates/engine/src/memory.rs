@@ -55,15 +55,15 @@ impl MemoryPlan {
         let scratch =
             Scratch::planned_bytes(config, step) + selection_bytes(&shape, step) + 2 * 4 * config.vocab_size;
         let kv_bytes = Store::planned_bytes(&shape, kv, method.kept(tokens));
-        let bookkeeping = tokens * PER_TOKEN;
-        let overhead = PROGRAM + known + bookkeeping;
+        let bookkeeping = tokens.saturating_mul(PER_TOKEN);
+        let overhead = PROGRAM.saturating_add(known).saturating_add(bookkeeping);
         Self {
             tokens,
             weights,
             kv: kv_bytes,
             scratch,
             overhead,
-            total: weights + kv_bytes + scratch + overhead,
+            total: [weights, kv_bytes, scratch, overhead].into_iter().fold(0, usize::saturating_add),
             available: available(),
             kv_per_token: Store::bytes_per_token(&shape, kv),
         }
@@ -75,10 +75,11 @@ impl MemoryPlan {
     /// When more is needed than is available.
     pub fn check(&self) -> Result<(), OutOfMemory> {
         let Some(available) = self.available.filter(|a| self.total > *a) else { return Ok(()) };
-        let fixed = self.total - self.kv;
-        let advice = match available.checked_sub(fixed).map(|rest| rest / self.kv_per_token.max(1)) {
+        let per_token = self.kv_per_token + PER_TOKEN;
+        let fixed = self.weights + self.scratch + PROGRAM;
+        let advice = match available.checked_sub(fixed).map(|rest| rest / per_token) {
             Some(fit) if fit > 0 => {
-                format!("; about {fit} tokens fit (or a method that keeps less, or --kv bf16)")
+                format!("; about {fit} tokens fit, or choose a method that keeps less")
             }
             _ => "; the model alone does not fit: use a smaller or more strongly quantised one".to_string(),
         };
@@ -136,8 +137,12 @@ pub fn available() -> Option<usize> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let system = kib(&info, "MemAvailable:")?;
     let read = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
-    let group = read("/sys/fs/cgroup/memory.max")
-        .and_then(|max| Some(max.saturating_sub(read("/sys/fs/cgroup/memory.current")?)));
+    // What a group uses counts cached file pages too, which the system gives back when asked.
+    let cached = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").ok().and_then(|stat| {
+        stat.lines().find_map(|l| l.strip_prefix("inactive_file ")?.trim().parse::<usize>().ok())
+    });
+    let used = || Some(read("/sys/fs/cgroup/memory.current")?.saturating_sub(cached.unwrap_or(0)));
+    let group = read("/sys/fs/cgroup/memory.max").and_then(|max| Some(max.saturating_sub(used()?)));
     Some(group.map_or(system, |g| g.min(system)))
 }
 
@@ -165,18 +170,18 @@ mod tests {
     #[test]
     fn a_plan_that_does_not_fit_says_what_would() {
         let plan = MemoryPlan {
-            tokens: 1000,
-            weights: 100,
-            kv: 10_000,
-            scratch: 10,
-            overhead: 10,
-            total: 10_120,
-            available: Some(5_120),
-            kv_per_token: 10,
+            tokens: 1_000_000,
+            weights: 100 << 20,
+            kv: 10_000_000_000,
+            scratch: 1 << 20,
+            overhead: PROGRAM + 1_000_000 * PER_TOKEN,
+            total: (101 << 20) + 10_000_000_000 + PROGRAM + 1_000_000 * PER_TOKEN,
+            available: Some((101 << 20) + PROGRAM + 500_000 * (10_000 + PER_TOKEN)),
+            kv_per_token: 10_000,
         };
         let message = plan.check().unwrap_err().to_string();
-        assert!(message.contains("about 500 tokens fit"), "{message}");
-        assert!(MemoryPlan { available: Some(20_000), ..plan.clone() }.check().is_ok());
+        assert!(message.contains("about 500000 tokens fit"), "{message}");
+        assert!(MemoryPlan { available: Some(20_000_000_000), ..plan.clone() }.check().is_ok());
         let tiny = MemoryPlan { available: Some(50), ..plan }.check().unwrap_err().to_string();
         assert!(tiny.contains("the model alone does not fit"), "{tiny}");
     }

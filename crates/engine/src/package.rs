@@ -90,7 +90,11 @@ impl Package {
 
     /// What a session of `tokens` tokens will take; `known` bytes are already held for texts and the like.
     pub fn plan(&self, method: &dyn Method, kv: KvDtype, tokens: usize, known: usize) -> MemoryPlan {
-        MemoryPlan::new(self.config(), method, kv, self.weights.bytes_resident as usize, tokens, known)
+        let mut plan =
+            MemoryPlan::new(self.config(), method, kv, self.weights.bytes_resident as usize, tokens, known);
+        // Loading may take more for a moment than a short session does later.
+        plan.total = plan.total.max((self.weights.bytes_resident + self.weights.bytes_scratch) as usize);
+        plan
     }
 
     /// Reads the weights.
@@ -160,6 +164,28 @@ impl Engine {
     /// When template or tokenizer fails.
     pub fn ask(&self, sources: &[Source], question: &str) -> Result<Prompt, PromptError> {
         Prompt::ask(sources, question, &self.tokenizer, self.template.as_ref())
+    }
+
+    /// The sources alone, to ask several questions of them with [`Engine::question`].
+    ///
+    /// # Errors
+    /// When template or tokenizer fails.
+    pub fn context(&self, sources: &[Source]) -> Result<Prompt, PromptError> {
+        Prompt::context(sources, &self.tokenizer, self.template.as_ref())
+    }
+
+    /// A question about what [`Engine::context`] has put before it.
+    ///
+    /// # Errors
+    /// When template or tokenizer fails.
+    pub fn question(&self, question: &str) -> Result<Prompt, PromptError> {
+        Prompt::question(question, &self.tokenizer, self.template.as_ref())
+    }
+
+    /// Texts that end an answer besides the stop tokens: a line break for a model without chat template, which would
+    /// otherwise go on to ask itself the next question.
+    pub fn stop_strings(&self) -> Vec<String> {
+        if self.template.is_none() { vec!["\n".into()] } else { Vec::new() }
     }
 
     /// Tokens that end an answer.

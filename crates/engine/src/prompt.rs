@@ -42,43 +42,55 @@ impl Prompt {
         tokenizer: &Tokenizer,
         template: Option<&ChatTemplate>,
     ) -> Result<Self, PromptError> {
+        let (mut prompt, asked) =
+            (Self::context(sources, tokenizer, template)?, Self::question(question, tokenizer, template)?);
+        prompt.question = Some(prompt.ids.len());
+        prompt.push_plain(&asked.ids);
+        Ok(prompt)
+    }
+
+    /// What stands before the question: begin token or template, and the sources.
+    ///
+    /// # Errors
+    /// When the template or the tokenizer fails.
+    pub fn context(
+        sources: &[Source],
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+    ) -> Result<Self, PromptError> {
         let mut prompt = Self::default();
-        let (before, after) = match template {
-            Some(template) => {
-                // The template decides what stands around the user's words; a private-use character marks their place.
-                let marked = template.render(&[Message::user(MARK)], true)?;
-                let (before, after) = marked.split_once(MARK).ok_or(PromptError::TemplateDropsUser)?;
-                (tokenizer.encode(before, false)?.ids, tokenizer.encode(after, false)?.ids)
-            }
-            None => (tokenizer.encode("", true)?.ids, Vec::new()),
-        };
-        prompt.push_plain(&before);
+        prompt.push_plain(&match template {
+            Some(template) => tokenizer.encode(&around(template)?.0, false)?.ids,
+            None => tokenizer.encode("", true)?.ids,
+        });
         for source in sources {
             prompt.push_source(source, tokenizer)?;
         }
         prompt.question = Some(prompt.ids.len());
-        let asked = match template {
-            Some(_) => format!("\n\n{question}"),
-            None => format!("\nQuestion: {question}\nAnswer:"),
-        };
-        prompt.push_plain(&tokenizer.encode_text(&asked)?.ids);
-        prompt.push_plain(&after);
         Ok(prompt)
     }
 
-    /// The context and the question as prompts of their own, to ask several questions of one context.
+    /// The question and what stands behind it.
     ///
-    /// # Panics
-    /// If the prompt has no question.
-    pub fn split(mut self) -> (Self, Self) {
-        let at = self.question.expect("a prompt that was asked has a question");
-        let question = Self {
-            ids: self.ids.split_off(at),
-            origins: self.origins.split_off(at),
-            question: Some(0),
-            sources: Vec::new(),
-        };
-        (self.context_only(), question)
+    /// # Errors
+    /// When the template or the tokenizer fails.
+    pub fn question(
+        question: &str,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+    ) -> Result<Self, PromptError> {
+        let mut prompt = Self { question: Some(0), ..Self::default() };
+        match template {
+            Some(template) => {
+                prompt.push_plain(&tokenizer.encode_text(&format!("\n\n{question}"))?.ids);
+                prompt.push_plain(&tokenizer.encode(&around(template)?.1, false)?.ids);
+            }
+            None => {
+                let asked = format!("\nQuestion: {question}\nAnswer:");
+                prompt.push_plain(&tokenizer.encode_text(&asked)?.ids);
+            }
+        }
+        Ok(prompt)
     }
 
     /// The begin token and a text to continue, without question or template.
@@ -90,12 +102,6 @@ impl Prompt {
         prompt.push_plain(&tokenizer.encode("", true)?.ids);
         prompt.push_source(source, tokenizer)?;
         Ok(prompt)
-    }
-
-    /// Says that all of it is context, and the question follows in another prompt.
-    fn context_only(mut self) -> Self {
-        self.question = Some(self.ids.len());
-        self
     }
 
     /// Tokens that stand in a source.
@@ -123,7 +129,15 @@ impl Prompt {
     }
 }
 
+/// A private-use character that marks the place of the user's words in a rendered template.
 const MARK: &str = "\u{F8FF}";
+
+/// What a template puts before and behind the user's words.
+fn around(template: &ChatTemplate) -> Result<(String, String), PromptError> {
+    let marked = template.render(&[Message::user(MARK)], true)?;
+    let (before, after) = marked.split_once(MARK).ok_or(PromptError::TemplateDropsUser)?;
+    Ok((before.to_string(), after.to_string()))
+}
 
 /// Why a prompt could not be put together.
 #[derive(Debug, thiserror::Error)]

@@ -19,8 +19,8 @@ pub enum SessionError {
     /// There is nothing to read.
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
-    /// Generation was asked for before anything was read.
-    #[error("nothing was read yet, so there is nothing to continue; prefill a prompt first")]
+    /// Generation was asked for before a prompt was read to its end.
+    #[error("no prompt was read to its end, so there is nothing to continue; prefill one first")]
     NothingRead,
     /// A token id the model does not have.
     #[error(
@@ -31,6 +31,14 @@ pub enum SessionError {
         token: u32,
         /// Size of the vocabulary.
         vocab_size: usize,
+    },
+    /// The model's output is no number: its weights are damaged, or too large for the arithmetic.
+    #[error(
+        "the model gives no numbers after token {token}; its weights are damaged or not what the configuration says"
+    )]
+    NotANumber {
+        /// Tokens read until then.
+        token: usize,
     },
     /// The caller cancelled. The session holds what was read until then.
     #[error("cancelled after {done} of {total} tokens; the session holds what was read")]
@@ -122,6 +130,8 @@ pub struct Generation {
     pub text: String,
     /// Why it ended.
     pub finish: Finish,
+    /// Tokens fed while answering: one less than were generated, unless a stop token was waited for.
+    pub fed: usize,
     /// Time taken.
     pub elapsed: Duration,
     /// The passages its tokens looked at most.
@@ -174,6 +184,11 @@ impl Session {
         self.context.attended_max()
     }
 
+    /// Tokens whose keys and values are still in memory.
+    pub fn kept(&self) -> usize {
+        self.context.kept()
+    }
+
     /// Memory held by keys and values, in bytes.
     pub fn kv_bytes(&self) -> usize {
         self.context.kv_bytes()
@@ -196,6 +211,8 @@ impl Session {
         self.check(&prompt.ids)?;
         // The last token of an answer is fed as every answer token is, before what follows it.
         self.feed_pending()?;
+        // Should this prefill end early, there is nothing to continue from.
+        self.logits.clear();
         let first_source = self.texts.len() as u32;
         for (name, text) in &prompt.sources {
             self.sources.add_source(name.clone());
@@ -244,6 +261,7 @@ impl Session {
         let mut stream = tokenizer.map(Tokenizer::decode_stream);
         let (mut ids, mut text, mut shown) = (Vec::new(), String::new(), 0);
         let mut finish = Finish::Length;
+        let before = self.ids.len();
         while ids.len() < options.max_new_tokens {
             if cancel.is_cancelled() {
                 finish = Finish::Cancelled;
@@ -281,11 +299,11 @@ impl Session {
         let elapsed = start.elapsed();
         let evidence = if options.evidence > 0 {
             let mass = self.context.record_mass(false);
-            passages(&mass, &self.sources, &self.texts, self.context.method().sinks(), options.evidence)
+            passages(&mass, &self.sources, &self.texts, options.evidence)
         } else {
             Vec::new()
         };
-        Ok(Generation { ids, text, finish, elapsed, evidence })
+        Ok(Generation { ids, text, finish, fed: self.ids.len() - before, elapsed, evidence })
     }
 
     /// Gathers evidence from now on: call it before the prefill whose last token already looks for the answer.
@@ -326,7 +344,24 @@ impl Session {
         kind: StepKind,
         want: &Logits,
     ) -> Result<Vec<f32>, SessionError> {
+        if tokens.is_empty() {
+            return Err(SessionError::EmptyPrompt);
+        }
         self.check(tokens)?;
+        if let Logits::Loss(targets) = want {
+            self.check(targets)?;
+        }
+        self.feed_pending()?;
+        self.logits.clear();
+        self.feed_unsourced(tokens, kind, want)
+    }
+
+    fn feed_unsourced(
+        &mut self,
+        tokens: &[u32],
+        kind: StepKind,
+        want: &Logits,
+    ) -> Result<Vec<f32>, SessionError> {
         let start = self.ids.len();
         let logits = self.feed(tokens, &Step { tokens: start..start + tokens.len(), kind }, want)?;
         tokens.iter().for_each(|_| self.sources.push(None));
@@ -336,12 +371,15 @@ impl Session {
     fn feed(&mut self, tokens: &[u32], step: &Step, want: &Logits) -> Result<Vec<f32>, SessionError> {
         let logits = self.model.forward(tokens, step, &mut self.context, &mut self.scratch, want, None)?;
         self.ids.extend_from_slice(tokens);
+        if logits.iter().any(|l| l.is_nan()) {
+            return Err(SessionError::NotANumber { token: step.tokens.end });
+        }
         Ok(logits)
     }
 
     fn feed_pending(&mut self) -> Result<(), SessionError> {
         if let Some(token) = self.pending.pop() {
-            match self.feed_step(&[token], StepKind::Decode, &Logits::Last) {
+            match self.feed_unsourced(&[token], StepKind::Decode, &Logits::Last) {
                 Ok(logits) => self.logits = logits,
                 Err(error) => {
                     self.pending.push(token);

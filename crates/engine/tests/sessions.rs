@@ -58,7 +58,8 @@ fn two_methods_side_by_side_do_not_touch_each_other() {
 
     // Interleaved, chunk by chunk of the prompt, each gives what it gives alone.
     let mut sessions = [session(&engine, "reattention", &[]), session(&engine, "streaming-llm", &[])];
-    let (context, question) = prompt.split();
+    let (context, question) = (engine.context(&[haystack()]).unwrap(), engine.question(QUESTION).unwrap());
+    assert_eq!([&context.ids[..], &question.ids[..]].concat(), prompt.ids);
     for session in &mut sessions {
         session.prefill(&context, &Cancel::default(), |_| {}).unwrap();
     }
@@ -130,6 +131,17 @@ fn cancelling_leaves_the_session_usable() {
     let answer = ask(&engine, &mut session, &rest, &options(&engine));
     assert!(answer.contains("48271"), "{answer}");
 
+    // What was asked before a cancelled prompt is no answer to continue from.
+    let mut again = 0;
+    let cancel = Cancel::default();
+    let progress = |_| {
+        again += 1;
+        cancel.cancel();
+    };
+    session.prefill(&rest, &cancel, progress).unwrap_err();
+    let none = session.generate(&options(&engine), None, &Cancel::default(), |_| {}).unwrap_err();
+    assert!(matches!(none, SessionError::NothingRead) && again == 1);
+
     let cancelled = Cancel::default();
     cancelled.cancel();
     session.truncate(500).unwrap();
@@ -142,7 +154,8 @@ fn cancelling_leaves_the_session_usable() {
 fn several_questions_share_one_reading() {
     let engine = engine(2);
     for method in ["reattention", "streaming-llm", "full"] {
-        let (context, question) = engine.ask(&[haystack()], QUESTION).unwrap().split();
+        let (context, question) =
+            (engine.context(&[haystack()]).unwrap(), engine.question(QUESTION).unwrap());
         let mut session = session(&engine, method, &[]);
         session.prefill(&context, &Cancel::default(), |_| {}).unwrap();
         session.pin();

@@ -1,6 +1,6 @@
 //! `reattn ask`: a question about files.
 
-use crate::common::{MethodArgs, ModelArgs, OutputArgs, method_json, print, print_json};
+use crate::common::{MethodArgs, ModelArgs, OutputArgs, method_json, plain, print, print_json};
 use crate::failure::{Blame, Failure};
 use crate::progress::Bar;
 use anyhow::{Context, anyhow};
@@ -77,6 +77,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         seed: args.sampling.seed,
     };
     sampling.validate().input()?;
+    if args.stop.iter().any(String::is_empty) {
+        return Err(Failure::Input(anyhow!("--stop is empty: it would end every answer at once")));
+    }
 
     // Everything that can be refused is refused before the weights are read.
     let package = args.model.open()?;
@@ -88,11 +91,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let prompt =
         reattention_engine::Prompt::ask(&sources, &question, &tokenizer, template.as_ref()).input()?;
     let text_bytes = 3 * sources.iter().map(|s| s.text.len()).sum::<usize>();
-    let plan =
-        package.plan(method.as_ref(), args.model.kv, prompt.ids.len() + args.max_new_tokens, text_bytes);
+    let plan = package.plan(
+        method.as_ref(),
+        args.model.kv,
+        prompt.ids.len().saturating_add(args.max_new_tokens),
+        text_bytes,
+    );
     args.output.say(plan.line());
     plan.check().input()?;
-    if method.spec().name == "full" && prompt.ids.len() > shape.window {
+    if method.spec().name == "full" && rope.is_none() && prompt.ids.len() > shape.window {
         args.output.say(format_args!(
             "warning: {} tokens exceed the model's window of {}; full attention breaks there (try --method reattention)",
             prompt.ids.len(),
@@ -102,10 +109,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
 
     let engine = args.model.load(&package, tokenizer)?;
     let mut session = engine.session(method, rope, args.model.kv);
-    let mut stop_strings = args.stop.clone();
-    if stop_strings.is_empty() && template.is_none() {
-        stop_strings.push("\n".into());
-    }
+    let stop_strings = match &args.stop[..] {
+        [] if template.is_none() => vec!["\n".into()],
+        given => given.to_vec(),
+    };
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         sampling,
@@ -144,7 +151,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             "tokens": {
                 "context": prompt.context_tokens(),
                 "prompt": prompt.ids.len(),
-                "kept": session.method().kept(session.len()),
+                "kept": session.kept(),
                 "attended_max": session.attended_max(),
                 "generated": answer.ids.len(),
             },
@@ -153,7 +160,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
                 "prefill_s": prefill_s,
                 "prefill_tok_s": read.tokens as f64 / prefill_s.max(1e-9),
                 "decode_s": decode_s,
-                "decode_tok_s": answer.ids.len() as f64 / decode_s.max(1e-9),
+                "decode_tok_s": answer.fed as f64 / decode_s.max(1e-9),
             },
             "method": method_json(session.method()),
             "memory_plan": plan,
@@ -182,7 +189,7 @@ fn show_details(
             100.0 * e.weight,
             e.source,
             e.line,
-            e.text
+            plain(&e.text)
         ));
     }
     args.output.say(format_args!(
@@ -190,7 +197,7 @@ fn show_details(
         session.attended_max(),
         answer.ids.len(),
         prompt as f64 / prefill_s.max(1e-9),
-        answer.ids.len() as f64 / answer.elapsed.as_secs_f64().max(1e-9),
+        answer.fed as f64 / answer.elapsed.as_secs_f64().max(1e-9),
     ));
 }
 

@@ -3,6 +3,7 @@
 use crate::common::{MethodArgs, ModelArgs, OutputArgs, method_json, print, print_json, tokens};
 use crate::failure::{Blame, Failure};
 use crate::progress::Bar;
+use anyhow::anyhow;
 use reattention::methods::build;
 use reattention_engine::{Cancel, GenerateOptions, Prompt, Session, human, peak_rss};
 use reattention_kernels::{Backend, bench};
@@ -53,7 +54,7 @@ fn sessions(args: &Args) -> Result<ExitCode, Failure> {
     for (name, settings) in &arms {
         for &length in &args.lengths {
             let method = build(name, settings, &shape).input()?;
-            let plan = package.plan(method.as_ref(), args.model.kv, length + args.decode, 0);
+            let plan = package.plan(method.as_ref(), args.model.kv, length.saturating_add(args.decode), 0);
             plan.check().input()?;
             plans.push(plan);
         }
@@ -84,7 +85,7 @@ fn sessions(args: &Args) -> Result<ExitCode, Failure> {
             let answer = session.generate(&options, None, &Cancel::default(), |_| {}).running()?;
             bar.clear();
             let (prefill_s, decode_s) = (read.elapsed.as_secs_f64(), answer.elapsed.as_secs_f64());
-            let (prefill, decode) = (length as f64 / prefill_s, answer.ids.len() as f64 / decode_s.max(1e-9));
+            let (prefill, decode) = (length as f64 / prefill_s, answer.fed as f64 / decode_s.max(1e-9));
             let peak = peak_rss();
             if !args.output.json {
                 print(format_args!(
@@ -142,6 +143,9 @@ fn kernels(args: &Args) -> Result<ExitCode, Failure> {
     });
     if let Some(failure) = broken {
         return Err(failure);
+    }
+    if records.is_empty() {
+        return Err(Failure::Input(anyhow!("--only {}: no kernel has this in its name", args.only)));
     }
     if args.output.json {
         let rows: Vec<_> = records

@@ -3,6 +3,7 @@
 use crate::common::{MethodArgs, ModelArgs, OutputArgs, method_json, print, print_json, tokens};
 use crate::failure::{Blame, Failure};
 use crate::progress::Bar;
+use anyhow::anyhow;
 use reattention_engine::{Cancel, GenerateOptions, Source, human, peak_rss};
 use reattention_eval::text::DocumentPlan;
 use serde_json::json;
@@ -40,6 +41,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let rope = args.method.rope(&shape)?;
     let tokenizer = Arc::new(package.tokenizer().input()?);
 
+    if args.facts == 0 {
+        return Err(Failure::Input(anyhow!("--facts must be at least 1")));
+    }
+    if !method.splits() {
+        return Err(Failure::Input(anyhow!(
+            "the demo reads its text once and asks several questions, which {} cannot with these settings; use ask or eval",
+            method.spec().name
+        )));
+    }
+    // Six bytes a token, three copies: more than English takes.
+    let plan = package.plan(method.as_ref(), args.model.kv, args.tokens + 256, 18 * args.tokens);
+    args.output.say(plan.line());
+    plan.check().input()?;
     // A tokenizer that fails on plain English fails on the prompt too, with its own message.
     let count = |text: &str| tokenizer.encode_text(text).map_or(0, |e| e.ids.len());
     let depth = |i: usize| (i as f64 + 0.5) / args.facts.max(1) as f64;
@@ -49,9 +63,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         .paragraphs(true)
         .build(count)
         .input()?;
-    let plan = package.plan(method.as_ref(), args.model.kv, document.tokens + 256, 3 * document.text.len());
-    args.output.say(plan.line());
-    plan.check().input()?;
     let (words, window) = (document.text.split_whitespace().count(), shape.window);
     if !args.output.json {
         print(format_args!(
@@ -69,18 +80,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let options = GenerateOptions {
         max_new_tokens: 32,
         stop_tokens: engine.stop_tokens(),
-        stop_strings: vec!["\n".into()],
+        stop_strings: engine.stop_strings(),
         evidence: 1,
         ..GenerateOptions::default()
     };
     let (cancel, mut bar) = (Cancel::default(), Bar::new(args.output.quiet));
     let (mut found, mut rows) = (0, Vec::new());
-    let (mut generated, mut decode_s, mut question_tokens, mut question_s) = (0, 0.0, 0, 0.0);
+    let (mut generated, mut fed, mut decode_s, mut question_tokens, mut question_s) = (0, 0, 0.0, 0, 0.0);
     let mut reading = None;
     for placed in &document.facts {
         let fact = &placed.fact;
-        let (context, question) = engine.ask(&source, &fact.question()).input()?.split();
+        let question = engine.question(&fact.question()).input()?;
         if reading.is_none() {
+            let context = engine.context(&source).input()?;
             reading = Some(session.prefill(&context, &cancel, |p| bar.show("reading", p)).running()?);
             bar.clear();
             session.pin();
@@ -94,6 +106,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let right = fact.is_answered_by(&answer.text);
         found += usize::from(right);
         generated += answer.ids.len();
+        fed += answer.fed;
         decode_s += answer.elapsed.as_secs_f64();
         question_tokens += asked.tokens;
         question_s += asked.elapsed.as_secs_f64();
@@ -120,12 +133,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     let (prefill_tokens, prefill_s) = reading.map_or((0, 0.0), |r| (r.tokens, r.elapsed.as_secs_f64()));
     let prefill_rate = prefill_tokens as f64 / prefill_s.max(1e-9);
-    let decode_rate = f64::from(generated as u32) / decode_s.max(1e-9);
+    let decode_rate = fed as f64 / decode_s.max(1e-9);
     if args.output.json {
         print_json(&json!({
             "found": found, "of": document.facts.len(), "rows": rows,
             "tokens": { "context": document.tokens, "prompt": prefill_tokens + question_tokens,
-                        "attended_max": session.attended_max(), "generated": generated },
+                        "kept": session.kept(), "attended_max": session.attended_max(), "generated": generated },
             "timing": { "load_s": engine.load_time().as_secs_f64(), "prefill_s": prefill_s, "prefill_tok_s": prefill_rate,
                         "questions_s": question_s, "decode_s": decode_s, "decode_tok_s": decode_rate },
             "method": method_json(session.method()), "memory_plan": plan, "peak_rss_bytes": peak_rss(),

@@ -1,6 +1,6 @@
 //! `reattn eval`: evaluation suites.
 
-use crate::common::{MethodArgs, ModelArgs, OutputArgs, print, print_json, tokens};
+use crate::common::{MethodArgs, ModelArgs, OutputArgs, distinct, print, print_json, tokens};
 use crate::failure::{Blame, Failure};
 use crate::progress::Bar;
 use anyhow::{Context, anyhow};
@@ -92,8 +92,8 @@ fn run_needle(args: &NeedleArgs) -> Result<ExitCode, Failure> {
     let longest = args.lengths.iter().copied().max().unwrap_or(0);
     let (engine, arms) = args.shared.open(|_| Ok(longest + 256))?;
     let options = needle::Options {
-        lengths: args.lengths.clone(),
-        depths: args.depths.clone(),
+        lengths: distinct(&args.lengths),
+        depths: distinct(&args.depths),
         samples: args.samples,
         distractors: args.distractors,
         seed: args.shared.seed,
@@ -115,15 +115,24 @@ fn run_perplexity(args: &PerplexityArgs) -> Result<ExitCode, Failure> {
         ),
         None => None,
     };
-    let most = |package: &Package| args.tokens.unwrap_or(16 * package.shape().window);
+    let generated = |window: usize| args.tokens.unwrap_or(16 * window);
     let (engine, arms) = args.shared.open(|package| {
-        // Four bytes a token is what English takes at most; the plan may be too large, never too small.
-        Ok(data.as_ref().map_or(most(package), |d| args.tokens.unwrap_or(d.len())))
+        let all = match &data {
+            Some(text) => package.tokenizer().and_then(|t| t.encode_text(text)).input()?.ids.len() + 1,
+            None => usize::MAX,
+        };
+        Ok(all.min(if data.is_some() {
+            args.tokens.unwrap_or(all)
+        } else {
+            generated(package.shape().window)
+        }))
     })?;
-    let generated = args.tokens.unwrap_or(16 * engine.model().shape().window);
     let (text, most) = match data {
         Some(text) => (text, args.tokens),
-        None => (text::prose(args.shared.seed, generated * 8), Some(generated)),
+        None => {
+            let tokens = generated(engine.model().shape().window);
+            (text::prose(args.shared.seed, tokens * 8), Some(tokens))
+        }
     };
     let mut bar = Bar::new(args.shared.output.quiet);
     let report =
@@ -141,6 +150,13 @@ impl Shared {
         longest: impl FnOnce(&Package) -> Result<usize, Failure>,
     ) -> Result<(Engine, Vec<Arm>), Failure> {
         self.output.start();
+        if let Some(dir) = &self.out {
+            std::fs::create_dir_all(dir)
+                .and_then(|()| std::fs::write(dir.join(".writable"), ""))
+                .and_then(|()| std::fs::remove_file(dir.join(".writable")))
+                .with_context(|| format!("--out {}", dir.display()))
+                .input()?;
+        }
         let package = self.model.open()?;
         let shape = package.shape();
         let rope = self.method.rope(&shape)?;
@@ -181,6 +197,11 @@ impl Shared {
         {
             object.extend(report);
         }
+        if self.output.json {
+            print_json(&object)?
+        } else {
+            print(table.trim_end())?
+        }
         if let Some(dir) = &self.out {
             write(dir, &format!("{suite}.json"), &serde_json::to_string_pretty(&object).running()?)?;
             write(dir, &format!("{suite}.md"), table)?;
@@ -188,11 +209,6 @@ impl Shared {
                 write(dir, &format!("{suite}.svg"), svg)?;
             }
             self.output.say(format_args!("written to {}", dir.display()));
-        }
-        if self.output.json {
-            print_json(&object)?
-        } else {
-            print(table.trim_end())?
         }
         Ok(ExitCode::SUCCESS)
     }

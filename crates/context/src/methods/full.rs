@@ -1,6 +1,6 @@
 //! `full`: ordinary attention to every cached token, as the model was trained. Breaks beyond its window.
 
-use super::{LayerCall, Method, Step, StepKind, View, chunks};
+use super::{LayerCall, Method, Step, StepKind, View, chunks, question_apart};
 use crate::rope::Ropes;
 use crate::settings::{MethodError, MethodSpec, ParamSpec, Settings};
 use crate::{ModelShape, SlidingWindow};
@@ -19,7 +19,7 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
             name: "chunk",
             default: "512, at most the window",
             range: "an integer of at least 1",
-            doc: "tokens fed at once; the result does not depend on it (but see reference)",
+            doc: "tokens fed at once; the result does not depend on it, except under dynamic NTK, whose frequencies follow the end of each chunk",
         },
         ParamSpec {
             name: "reference",
@@ -47,7 +47,7 @@ impl Full {
     /// When a value is out of range.
     pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
         let read = settings.reader(&SPEC);
-        let chunk = read.value("chunk", shape.window.min(512))?;
+        let chunk = read.count("chunk", shape.window.min(512))?;
         if chunk == 0 {
             return Err(read.bad("chunk", chunk));
         }
@@ -65,8 +65,11 @@ impl Method for Full {
         vec![("chunk", self.chunk.to_string()), ("reference", self.reference.to_string())]
     }
 
-    fn schedule(&self, tokens: Range<usize>, _question: Option<usize>) -> Vec<Step> {
-        chunks(tokens, self.chunk, StepKind::Prefill).collect()
+    fn schedule(&self, tokens: Range<usize>, question: Option<usize>) -> Vec<Step> {
+        if self.reference {
+            return chunks(tokens, self.chunk, StepKind::Prefill).collect();
+        }
+        question_apart(tokens, question, self.chunk, 0)
     }
 
     fn begin(&mut self, step: &Step, ropes: &mut Ropes) {
@@ -106,13 +109,6 @@ impl Method for Full {
 
     fn splits(&self) -> bool {
         !self.reference
-    }
-
-    fn scope(&self, n: usize) -> usize {
-        match self.sliding_window {
-            Some(w) if w.first_layer == 0 => n.min(w.size),
-            _ => n,
-        }
     }
 
     fn largest_step(&self) -> usize {

@@ -109,9 +109,6 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     /// Forgets what it knows of tokens from `n` on.
     fn truncate(&mut self, _n: usize) {}
 
-    /// The most keys one query can attend to in a context of `n` tokens, for planning.
-    fn scope(&self, n: usize) -> usize;
-
     /// Tokens whose keys and values stay in memory out of `n`, for planning.
     fn kept(&self, n: usize) -> usize {
         n
@@ -119,11 +116,6 @@ pub trait Method: Send + Sync + std::fmt::Debug {
 
     /// The most tokens of one step, for planning.
     fn largest_step(&self) -> usize;
-
-    /// First tokens that every query attends to, whatever they say (attention sinks); evidence leaves them out.
-    fn sinks(&self) -> usize {
-        0
-    }
 
     /// Whether a context read first and a question read later give what both give as one prompt.
     fn splits(&self) -> bool {
@@ -169,7 +161,7 @@ fn chunks(tokens: Range<usize>, chunk: usize, kind: StepKind) -> impl Iterator<I
     tokens
         .clone()
         .step_by(chunk)
-        .map(move |first| Step { tokens: first..(first + chunk).min(tokens.end), kind })
+        .map(move |first| Step { tokens: first..first.saturating_add(chunk).min(tokens.end), kind })
 }
 
 /// The common schedule: the context in chunks, the question (if it stands apart) in chunks of its own, and the last

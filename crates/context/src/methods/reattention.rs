@@ -139,7 +139,7 @@ impl ReAttention {
         }
         let window = shape.window;
         let small = if window < 1024 { (window / 32).max(1) } else { 32 };
-        let local = read.value(
+        let local = read.count(
             "local",
             match window {
                 16_416.. => 8192,
@@ -147,17 +147,17 @@ impl ReAttention {
                 _ => (window / 4).max(1),
             },
         )?;
-        let global = read.value("global", small)?;
-        let span: usize = read.value("span", small)?;
+        let global = read.count("global", small)?;
+        let span = read.count("span", small)?;
         let spans_that_fit = window.saturating_sub(global + local) / span.max(1);
         let method = Self {
             window,
             global,
             local,
             span,
-            top_k: read.value("top_k", 4)?,
+            top_k: read.count("top_k", 4)?,
             clip: read.limit("clip", spans_that_fit.clamp(1, 256))?,
-            chunk: read.value("chunk", (local / 2).clamp(1, 512))?,
+            chunk: read.count("chunk", (local / 2).clamp(1, 512))?,
             question_alone: read.value("question_alone", true)?,
             prefill_selects: read.choice("prefill", &[("select", true), ("window", false)])?,
             per_kv_head: read.choice("share", &[("layer", false), ("kv_head", true)])?,
@@ -200,16 +200,20 @@ impl ReAttention {
                 read.contradiction("share=kv_head does not exist in the published code; leave reference=off")
             );
         }
-        let scope = self.clip.map(|clip| {
-            self.global.saturating_add(self.local).saturating_add(clip.saturating_mul(self.span))
-        });
-        match scope {
-            Some(scope) if self.contiguous && scope > self.window => Err(read.contradiction(format!(
+        if !self.prefill_selects && !self.question_alone {
+            return Err(read.contradiction(
+                "prefill=window with question_alone=false would never let the question select; set one of them back",
+            ));
+        }
+        // Without a clip the views are checked as they come; the full attention before the first one is checked here.
+        let scope = self.global + self.local + self.clip.map_or(0, |clip| clip * self.span);
+        if self.contiguous && scope > self.window {
+            return Err(read.contradiction(format!(
                 "global + local + clip * span = {scope} exceeds the model's window of {} positions; lower local or clip",
                 self.window
-            ))),
-            _ => Ok(()),
+            )));
         }
+        Ok(())
     }
 
     fn published(&self) -> bool {
@@ -390,16 +394,8 @@ impl Method for ReAttention {
         Ok(View { segments, selections: if searched { selections } else { Vec::new() } })
     }
 
-    fn scope(&self, n: usize) -> usize {
-        self.clip.map_or(n, |clip| n.min(self.global + self.local + clip * self.span))
-    }
-
     fn largest_step(&self) -> usize {
         if self.published() { self.chunk.max(self.global + self.local) } else { self.chunk }
-    }
-
-    fn sinks(&self) -> usize {
-        self.global
     }
 
     fn splits(&self) -> bool {
@@ -495,6 +491,9 @@ mod tests {
             (vec!["selector=magic"], "selector=magic must be exact"),
             (vec!["reference=published"], "must not exceed 0"),
             (vec!["top_k=four"], "top_k=four"),
+            (vec!["span=18446744073709551615"], "span=18446744073709551615"),
+            (vec!["clip=none", "local=900"], "exceeds the model's window of 512"),
+            (vec!["prefill=window", "question_alone=false"], "never let the question select"),
         ] {
             let error = build(&bad, 512).unwrap_err().to_string();
             assert!(error.contains(says), "{bad:?}: {error}");

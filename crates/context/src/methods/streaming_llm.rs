@@ -34,7 +34,7 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
             name: "chunk",
             default: "512, at most the window",
             range: "an integer of at least 1",
-            doc: "tokens fed at once; the result does not depend on it",
+            doc: "tokens fed at once; the result does not depend on it, except under dynamic NTK, whose frequencies follow the end of each chunk",
         },
         ParamSpec {
             name: "reference",
@@ -64,9 +64,9 @@ impl StreamingLlm {
         if let Some(w) = shape.sliding_window {
             return Err(read.unsuited(format!("its layers already slide over {} tokens; use full", w.size)));
         }
-        let global = read.value("global", 4)?;
-        let local = read.value("local", shape.window.min(4096).saturating_sub(global).max(1))?;
-        let chunk = read.value("chunk", shape.window.min(512))?;
+        let global = read.count("global", 4)?;
+        let local = read.count("local", shape.window.min(4096).saturating_sub(global).max(1))?;
+        let chunk = read.count("chunk", shape.window.min(512))?;
         for (name, value) in [("local", local), ("chunk", chunk)] {
             if value == 0 {
                 return Err(read.bad(name, value));
@@ -130,10 +130,6 @@ impl Method for StreamingLlm {
         (oldest > self.global).then_some(self.global..oldest)
     }
 
-    fn scope(&self, n: usize) -> usize {
-        n.min(self.global + self.local)
-    }
-
     fn kept(&self, n: usize) -> usize {
         // Released by whole pages, so up to a page at either end of the dropped middle stays.
         n.min(self.global + self.local + self.chunk + 2 * reattention_kernels::PAGE)
@@ -141,9 +137,5 @@ impl Method for StreamingLlm {
 
     fn largest_step(&self) -> usize {
         self.chunk
-    }
-
-    fn sinks(&self) -> usize {
-        self.global
     }
 }

@@ -30,7 +30,7 @@ impl Ropes {
             _ => {
                 let (inv_freq, multiplier) = self.config.frequencies(length);
                 // Doubling keeps a growing context from rebuilding the table at every step.
-                let table = Arc::new(RopeTable::new(inv_freq, multiplier, (2 * n).max(self.config.window)));
+                let table = Arc::new(RopeTable::new(inv_freq, multiplier, (2 * n).max(4096)));
                 self.table = Some((length, Arc::clone(&table)));
                 table
             }

@@ -7,7 +7,7 @@
 
 use crate::text::{Document, DocumentPlan};
 use crate::{Arm, EvalError};
-use reattention_engine::{Cancel, Engine, GenerateOptions, Progress, Session, Source, peak_rss};
+use reattention_engine::{Cancel, Engine, GenerateOptions, Progress, Source, peak_rss};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -106,9 +106,13 @@ pub fn run(
     mut watch: impl FnMut(&str, Progress),
 ) -> Result<Report, EvalError> {
     let mut report = Report::default();
+    // A length too short for its facts is refused before hours are spent on the others.
+    for &length in &options.lengths {
+        document(engine, options, length, options.seed)?;
+    }
     for &length in &options.lengths {
         let texts = (0..options.samples as u64)
-            .map(|i| document(engine, options, length, options.seed + i))
+            .map(|i| document(engine, options, length, options.seed.wrapping_add(i)))
             .collect::<Result<Vec<_>, _>>()?;
         for arm in arms {
             let first = report.cells.len();
@@ -139,7 +143,7 @@ pub fn run(
                         method: arm.method.clone(),
                         length,
                         depth: options.depths[index],
-                        seed: options.seed + i as u64,
+                        seed: options.seed.wrapping_add(i as u64),
                         question: fact.question(),
                         expected: fact.value.clone(),
                         answer: answer.text,
@@ -180,39 +184,30 @@ fn ask_all(
     let generate = GenerateOptions {
         max_new_tokens: options.max_new_tokens,
         stop_tokens: engine.stop_tokens(),
-        stop_strings: vec!["\n".into()],
+        stop_strings: engine.stop_strings(),
         ..GenerateOptions::default()
     };
-    let answer = |session: &mut Session| {
-        let answer = session.generate(&generate, Some(engine.tokenizer().as_ref()), cancel, |_| {})?;
-        Ok::<_, EvalError>(answer.text)
-    };
+    let context = engine.context(&source)?;
     let mut session = arm.session(engine)?;
     let splits = session.method().splits();
-    let mut read = None;
+    if splits {
+        session.prefill(&context, cancel, &mut watch)?;
+        session.pin();
+    }
     let mut answers = Vec::new();
     for placed in &text.facts {
-        let prompt = engine.ask(&source, &placed.fact.question())?;
-        let prompt_tokens = prompt.ids.len();
+        let question = engine.question(&placed.fact.question())?;
+        let prompt_tokens = context.ids.len() + question.ids.len();
         if splits {
-            let (context, question) = prompt.split();
-            if read.is_none() {
-                session.prefill(&context, cancel, &mut watch)?;
-                session.pin();
-                read = Some(session.len());
-            }
             session.prefill(&question, cancel, |_| {})?;
         } else {
             session = arm.session(engine)?;
-            session.prefill(&prompt, cancel, &mut watch)?;
+            session.prefill(&engine.ask(&source, &placed.fact.question())?, cancel, &mut watch)?;
         }
-        answers.push(Answer {
-            text: answer(&mut session)?,
-            prompt_tokens,
-            attended_max: session.attended_max(),
-        });
-        if let Some(read) = read {
-            session.truncate(read)?;
+        let answer = session.generate(&generate, Some(engine.tokenizer().as_ref()), cancel, |_| {})?;
+        answers.push(Answer { text: answer.text, prompt_tokens, attended_max: session.attended_max() });
+        if splits {
+            session.truncate(context.ids.len())?;
         }
     }
     Ok(answers)
