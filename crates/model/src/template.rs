@@ -47,6 +47,10 @@ pub struct ChatTemplate {
 const NAME: &str = "chat_template";
 /// Steps a template may take; published ones take some hundred a message.
 const FUEL: u64 = 10_000_000;
+/// Longest template taken, in bytes; published ones have up to some 20,000.
+const LONGEST: usize = 64 << 10;
+/// Stack that suffices for any template of that length, one operator a byte; reserved, not used.
+const STACK: usize = 256 << 20;
 
 impl ChatTemplate {
     /// Compiles a template.
@@ -66,7 +70,7 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_function("strftime_now", |format: String| date::strftime(&format, date::now()));
-        environment.add_template_owned(NAME, source.to_string()).map_err(template_error)?;
+        let environment = compile(environment, source)?;
         let text = |token: Option<&str>| token.unwrap_or_default().to_string();
         Ok(Self { environment, bos_token: text(bos_token), eos_token: text(eos_token) })
     }
@@ -116,6 +120,23 @@ impl ChatTemplate {
         let messages: Vec<_> = messages.iter().map(message).collect();
         let values = context! { messages, add_generation_prompt, bos_token, eos_token };
         template.render(values).map_err(template_error)
+    }
+}
+
+/// Adds the template. The parser calls itself for every operator, and a file chooses how many there are, so it gets a
+/// stack of its own.
+fn compile(mut environment: Environment<'static>, source: &str) -> Result<Environment<'static>, ModelError> {
+    let failed = |reason: String| ModelError::Template { reason };
+    if source.len() > LONGEST {
+        return Err(failed(format!("it has {} bytes; at most {LONGEST} are taken", source.len())));
+    }
+    let source = source.to_string();
+    let parse = move || environment.add_template_owned(NAME, source).map(|()| environment);
+    let parser = std::thread::Builder::new().stack_size(STACK).spawn(parse);
+    let parser = parser.map_err(|e| failed(format!("no thread to parse it: {e}")))?;
+    match parser.join() {
+        Ok(parsed) => parsed.map_err(template_error),
+        Err(_) => Err(failed("the parser failed".into())),
     }
 }
 

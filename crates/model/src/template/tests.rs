@@ -175,3 +175,13 @@ fn bad_templates_are_errors() {
     let endless = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
     assert!(render(endless, &[]).unwrap_err().to_string().contains("fuel"));
 }
+
+#[test]
+fn chains_of_operators_do_not_exhaust_the_stack() {
+    for (piece, n) in [("-", 60_000), ("1+", 30_000), ("not ", 15_000), ("a.b", 20_000), ("((", 30_000)] {
+        // Valid or not, it comes to an end.
+        let _ = ChatTemplate::new(&format!("{{{{ {}1 }}}}", piece.repeat(n)), None, None);
+    }
+    let long = ChatTemplate::new(&"x".repeat(100_000), None, None).unwrap_err();
+    assert!(long.to_string().contains("100000 bytes"), "{long}");
+}
