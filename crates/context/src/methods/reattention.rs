@@ -191,8 +191,10 @@ impl ReAttention {
         let most = if self.published() { self.local.saturating_sub(TILE) } else { self.local };
         if self.chunk > most {
             return Err(read.contradiction(format!(
-                "chunk={} must not exceed {most} (local={}): a chunk lies within the local part; lower chunk or raise local",
-                self.chunk, self.local
+                "chunk={} must not exceed {most} (local={}{}): a chunk lies within the local part; lower chunk or raise local",
+                self.chunk,
+                self.local,
+                if self.published() { ", which reference shortens by up to 128" } else { "" }
             )));
         }
         if self.per_kv_head && self.published() {
