@@ -95,6 +95,9 @@ impl Context {
     }
 
     /// Starts a step. Its tokens must follow those already read.
+    ///
+    /// # Panics
+    /// If they do not.
     pub fn begin(&mut self, step: &Step) {
         assert_eq!(step.tokens.start, self.len(), "a step must start where the context ends");
         self.method.begin(step, &mut self.ropes);
@@ -106,6 +109,9 @@ impl Context {
     ///
     /// # Errors
     /// When the method refuses.
+    ///
+    /// # Panics
+    /// Outside a step: between [`Context::begin`] and [`Context::finish`] is where a layer may call.
     pub fn attend(
         &mut self,
         layer: usize,

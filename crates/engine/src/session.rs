@@ -12,7 +12,8 @@ use reattention_model::{Logits, Model, Scratch, Tokenizer};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Why a session could not go on. It stands as it stood before the step that failed.
+/// Why a session could not go on. It stands as it stood before the step that failed, but for
+/// [`SessionError::NotANumber`], after which it is of no further use.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {

@@ -2,6 +2,7 @@
 
 use reattention::methods::{Step, StepKind, build, specs};
 use reattention::{Context, KvDtype, MethodError, Settings};
+use reattention_engine::{Cancel, Prompt, Session, SessionError};
 use reattention_kernels::{Backend, Cpu, Reference};
 use reattention_model::synth::{DenseType, Shape, write_hugging_face};
 use reattention_model::{Checkpoint, Logits, Model, Scratch};
@@ -191,4 +192,23 @@ fn a_view_larger_than_the_window_is_an_error_and_the_context_stands() {
     assert_eq!(context.len(), step.tokens.start);
     let retry = Step { tokens: context.len()..context.len() + 1, kind: StepKind::Decode };
     assert!(model.forward(&[1], &retry, &mut context, &mut scratch, &Logits::Last, None).is_ok());
+}
+
+#[test]
+fn damaged_weights_are_an_error_and_not_an_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    write_hugging_face(dir.path(), &Shape::tiny("llama"), DenseType::F32, 5, None).unwrap();
+    let file = dir.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[header..].fill(0xFF);
+    std::fs::write(&file, bytes).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let model = Arc::new(Model::new(checkpoint.config().clone(), checkpoint.load().unwrap()));
+    for backend in backends() {
+        let method = build("reattention", &Settings::new(), model.shape()).unwrap();
+        let mut session = Session::new(Arc::clone(&model), method, None, KvDtype::F32, backend);
+        let error = session.prefill(&Prompt::from_ids(ids(20, 1)), &Cancel::default(), |_| {}).unwrap_err();
+        assert!(matches!(error, SessionError::NotANumber { .. }), "{error}");
+    }
 }
