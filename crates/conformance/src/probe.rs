@@ -1,6 +1,8 @@
 //! A backend that also notes which keys nearly tied, so that a vote that rounding moved can be told from a wrong one.
 
-use reattention_kernels::{Backend, KvView, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule};
+use reattention_kernels::{
+    Backend, KvView, ListedRequest, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule,
+};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Scores closer than this, relative to their size, are within the rounding of f32 sums in another order.
@@ -74,6 +76,10 @@ impl Backend for Probe {
         }
         self.searches.lock().unwrap_or_else(PoisonError::into_inner).push(ties);
         found
+    }
+
+    fn top_k_listed(&self, q: &Queries, kv: &KvView, request: &ListedRequest) -> TopK {
+        self.inner.top_k_listed(q, kv, request)
     }
 
     fn attend(

@@ -1,6 +1,6 @@
 //! The contract between the engine and the arithmetic.
 
-use crate::{KvView, Matrix, Segment, TopK, TopKRequest};
+use crate::{KvView, ListedRequest, Matrix, Segment, TopK, TopKRequest};
 
 /// Raw queries (before RoPE) of the tokens of one step.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,12 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     ///
     /// Ties go to the lower token index. See [`TopKRequest`] for the pairing of heads and the tile rule.
     fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK;
+
+    /// The best keys of each query and head among those of the lists it looks into, scored as in [`Backend::top_k`].
+    ///
+    /// Best first, ties to the lower token index. Slots for which the lists held no key (or only scores that are not
+    /// numbers) have the index [`ListedRequest::NONE`] and a score of minus infinity.
+    fn top_k_listed(&self, q: &Queries, kv: &KvView, request: &ListedRequest) -> TopK;
 
     /// Softmax attention over segments.
     ///

@@ -63,6 +63,12 @@ pub struct TopK {
 }
 
 impl TopK {
+    /// No key found yet: [`crate::ListedRequest::NONE`] everywhere.
+    pub(crate) fn unfilled(q_len: usize, n_heads: usize, k: usize) -> Self {
+        let slots = q_len * n_heads * k;
+        Self { q_len, n_heads, k, indices: vec![u32::MAX; slots], scores: vec![f32::NEG_INFINITY; slots] }
+    }
+
     /// Token indices of one query and head, `[k]`.
     pub fn row(&self, token: usize, head: usize) -> &[u32] {
         let start = (token * self.n_heads + head) * self.k;

@@ -5,6 +5,7 @@ mod attend_piece;
 mod elementwise;
 mod keys;
 mod linear;
+mod listed;
 mod path;
 mod pool;
 mod q8_0;
@@ -13,7 +14,7 @@ mod top_k;
 
 pub use path::Path;
 
-use crate::{Backend, KvView, Matrix, Queries, Segment, TopK, TopKRequest};
+use crate::{Backend, KvView, ListedRequest, Matrix, Queries, Segment, TopK, TopKRequest};
 use pool::Pool;
 
 /// The environment variable that forces a path by its name.
@@ -121,6 +122,10 @@ impl Backend for Cpu {
 
     fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {
         top_k::top_k(&self.pool, self.path, q, kv, request)
+    }
+
+    fn top_k_listed(&self, q: &Queries, kv: &KvView, request: &ListedRequest) -> TopK {
+        listed::top_k_listed(&self.pool, self.path, q, kv, request)
     }
 
     fn attend(

@@ -1,6 +1,6 @@
 //! The plain backend: f32 with sums in f64, one loop a formula, nothing clever. Fast backends are tested against it.
 
-use crate::{Backend, KvView, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule};
+use crate::{Backend, KvView, ListedRequest, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule};
 
 /// Plain f32 arithmetic on the calling thread.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,6 +78,33 @@ impl Backend for Reference {
                 scores.sort_by(best_first);
                 found.indices.extend(scores[..k].iter().map(|s| s.1));
                 found.scores.extend(scores[..k].iter().map(|s| s.0));
+            }
+        }
+        found
+    }
+
+    fn top_k_listed(&self, q: &Queries, kv: &KvView, request: &ListedRequest) -> TopK {
+        request.check(q);
+        let group = q.n_heads / kv.n_kv_heads;
+        let mut found = TopK::unfilled(q.q_len, q.n_heads, request.k);
+        let mut key = vec![0.0; kv.head_dim];
+        for row in 0..q.q_len * q.n_heads {
+            let (token, head) = (row / q.n_heads, row % q.n_heads);
+            let mut scores: Vec<(f32, u32)> = Vec::new();
+            for &list in &request.lists[row * request.per_row..(row + 1) * request.per_row] {
+                if list == ListedRequest::NONE {
+                    continue;
+                }
+                for &t in (request.keys)(list) {
+                    kv.copy_key(head / group, t as usize, &mut key);
+                    scores.push((dot(q.row(token, head), &key), t));
+                }
+            }
+            scores.retain(|s| !s.0.is_nan());
+            scores.sort_by(best_first);
+            for (slot, &(score, t)) in scores.iter().take(request.k).enumerate() {
+                found.indices[row * request.k + slot] = t;
+                found.scores[row * request.k + slot] = score;
             }
         }
         found

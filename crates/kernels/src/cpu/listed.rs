@@ -1,0 +1,310 @@
+//! The search for the best keys among listed ones: every query and head looks into a few lists.
+//!
+//! The rows of a block are sorted by the lists they look into, so that a list is fetched and transposed once for all of
+//! its rows. Work is cut by KV head and rows, never by thread. Scores are summed exactly as the search over all keys
+//! sums them, and ties go to the lower token index, so looking into lists that hold every key gives its result.
+
+use super::Path;
+use super::keys::{Store, Typed, transpose_rows, typed};
+use super::pool::{Pool, Shared};
+use super::simd::{Kernel, Load, Operand, Pair, Simd, Single, next_rows, tile, with_rows};
+use crate::{KvView, ListedRequest, Queries, TopK};
+use std::cmp::Ordering;
+use std::ops::Range;
+
+/// Rows that share what they fetch.
+const ROW_BLOCK: usize = 512;
+
+/// Multiply-adds below which waking another thread costs more than it saves, if every list held 32 keys.
+const SMALL: usize = 1 << 17;
+
+/// Keys per row up to which they are kept in order; more are collected and cut now and then.
+const ORDERED: usize = 16;
+
+/// See [`crate::Backend::top_k_listed`].
+pub(crate) fn top_k_listed(
+    pool: &Pool,
+    path: Path,
+    q: &Queries,
+    kv: &KvView,
+    request: &ListedRequest,
+) -> TopK {
+    request.check(q);
+    match typed(kv, q.head_dim, q.n_heads) {
+        Typed::F32(store) => search::<Single, f32>(pool, path, q, kv, request, store),
+        Typed::Bf16(store) if path.has_pair_dot() => search::<Pair, _>(pool, path, q, kv, request, store),
+        Typed::Bf16(store) => search::<Single, _>(pool, path, q, kv, request, store),
+    }
+}
+
+fn search<M: Operand, E: Load>(
+    pool: &Pool,
+    path: Path,
+    q: &Queries,
+    kv: &KvView,
+    request: &ListedRequest,
+    store: Store<E>,
+) -> TopK {
+    let k = request.k;
+    let mut found = TopK::unfilled(q.q_len, q.n_heads, k);
+    if k == 0 || request.lists.is_empty() {
+        return found;
+    }
+    let group = q.n_heads / kv.n_kv_heads;
+    let rows = q.q_len * group;
+    let block = rows.div_ceil(rows.div_ceil(ROW_BLOCK));
+    let blocks = rows.div_ceil(block);
+    let (indices, scores) = (Shared::new(&mut found.indices), Shared::new(&mut found.scores));
+    let is_small = request.lists.len() * 32 * q.head_dim < SMALL;
+    pool.each(kv.n_kv_heads * blocks, is_small, Scratch::default, |scratch, piece| {
+        let (kv_head, block_start) = (piece % kv.n_kv_heads, piece / kv.n_kv_heads * block);
+        let rows = block_start..(block_start + block).min(rows);
+        let mut best = Best::new(rows.len(), k);
+        let scan = Scan::<M, E> {
+            q,
+            store,
+            request,
+            rows: rows.clone(),
+            group,
+            kv_head,
+            best: &mut best,
+            scratch,
+            operand: M::default(),
+        };
+        // SAFETY: the backend only holds available paths.
+        unsafe { path.call(scan) }
+        for (i, row) in rows.enumerate() {
+            let at = query(q, row, group, kv_head) * k;
+            // SAFETY: each query and head belongs to one piece.
+            let (indices, scores) = unsafe { (indices.part(at, k), scores.part(at, k)) };
+            best.finish(i, indices, scores);
+        }
+    });
+    found
+}
+
+/// Index in `[q_len, n_heads]` of row `row` of a KV head: tokens outermost, then the heads of its group.
+fn query(q: &Queries, row: usize, group: usize, kv_head: usize) -> usize {
+    row / group * q.n_heads + kv_head * group + row % group
+}
+
+/// The best keys of some rows so far.
+struct Best {
+    k: usize,
+    /// The worst score that still gets in, of each row.
+    worst: Vec<f32>,
+    kept: Vec<Vec<(f32, u32)>>,
+}
+
+/// Higher scores first, then lower indices.
+fn best_first(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+impl Best {
+    fn new(rows: usize, k: usize) -> Self {
+        let capacity = if k > ORDERED { 2 * k } else { k };
+        Self {
+            k,
+            worst: vec![f32::NEG_INFINITY; rows],
+            kept: (0..rows).map(|_| Vec::with_capacity(capacity)).collect(),
+        }
+    }
+
+    /// Takes in a score that is not below the worst kept. A NaN is no score.
+    #[inline(always)]
+    fn insert(&mut self, row: usize, score: f32, index: u32) {
+        let kept = &mut self.kept[row];
+        // Minus zero would come after zero in the total order, but ties with it.
+        let new = (score + 0.0, index);
+        if new.0.is_nan() || new.0 < self.worst[row] {
+            return;
+        }
+        if self.k > ORDERED {
+            kept.push(new);
+            if kept.len() == 2 * self.k {
+                kept.select_nth_unstable_by(self.k - 1, best_first);
+                kept.truncate(self.k);
+                self.worst[row] = kept[self.k - 1].0;
+            }
+            return;
+        }
+        let at = kept.partition_point(|old| best_first(old, &new).is_lt());
+        if at < self.k {
+            kept.truncate(self.k - 1);
+            kept.insert(at, new);
+            if kept.len() == self.k {
+                self.worst[row] = kept[self.k - 1].0;
+            }
+        }
+    }
+
+    fn finish(&mut self, row: usize, indices: &mut [u32], scores: &mut [f32]) {
+        let kept = &mut self.kept[row];
+        kept.sort_unstable_by(best_first);
+        for (slot, &(score, index)) in kept.iter().take(self.k).enumerate() {
+            (scores[slot], indices[slot]) = (score, index);
+        }
+    }
+}
+
+/// Buffers of one thread, kept from piece to piece.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<u32>,
+    /// Pairs of a list and a row that looks into it, sorted.
+    looks: Vec<u64>,
+    /// Fetched keys one after another, then transposed.
+    fetched: Vec<u32>,
+    keys: Vec<u32>,
+    widened: Vec<u32>,
+    /// The queries of one register tile.
+    tile: Vec<u32>,
+}
+
+/// One piece: some rows of one KV head.
+struct Scan<'a, 'k, M, E: bytemuck::Pod> {
+    q: &'a Queries<'a>,
+    store: Store<'a, E>,
+    request: &'a ListedRequest<'k>,
+    rows: Range<usize>,
+    group: usize,
+    kv_head: usize,
+    best: &'a mut Best,
+    scratch: &'a mut Scratch,
+    #[allow(dead_code, reason = "names the operand type")]
+    operand: M,
+}
+
+impl<M: Operand, E: Load> Kernel for Scan<'_, '_, M, E> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(mut self) {
+        let (dim, width) = (self.store.head_dim, S::COLS * S::LANES);
+        let (units, words) = (dim / M::PER_UNIT, dim * size_of::<E>() / 4);
+        self.scratch.queries.resize(self.rows.len() * units, 0);
+        self.scratch.fetched.resize(width * words, 0);
+        self.scratch.keys.resize(units * width, 0);
+        self.scratch.widened.resize(16 * dim, 0);
+        self.scratch.tile.resize(super::simd::MAX_ROWS * units, 0);
+        self.scratch.looks.clear();
+        let per_row = self.request.per_row;
+        for (i, row) in self.rows.clone().enumerate() {
+            let at = query(self.q, row, self.group, self.kv_head);
+            let data = &self.q.data[at * dim..(at + 1) * dim];
+            // SAFETY: row `i` of the packed queries has `units` units.
+            unsafe { M::pack_row::<S>(data, self.scratch.queries.as_mut_ptr().add(i * units)) }
+            let lists = &self.request.lists[at * per_row..(at + 1) * per_row];
+            let lists = lists.iter().filter(|&&list| list != ListedRequest::NONE);
+            self.scratch.looks.extend(lists.map(|&list| u64::from(list) << 32 | i as u64));
+        }
+        let mut looks = std::mem::take(&mut self.scratch.looks);
+        looks.sort_unstable();
+        let list_of = |look: &u64| (look >> 32) as u32;
+        let mut groups = looks.chunk_by(|a, b| list_of(a) == list_of(b)).peekable();
+        while let Some(rows) = groups.next() {
+            let keys = (self.request.keys)(list_of(&rows[0]));
+            let ahead = groups.peek().map_or(&[][..], |next| (self.request.keys)(list_of(&next[0])));
+            // SAFETY: the path's contract; the buffers were sized above.
+            unsafe { self.list::<S>(keys, rows, ahead) }
+        }
+        self.scratch.looks = looks;
+    }
+}
+
+impl<M: Operand, E: Load> Scan<'_, '_, M, E> {
+    /// Scores `rows` against the keys of one list, and asks for the keys `ahead` meanwhile.
+    #[inline(always)]
+    unsafe fn list<S: Simd>(&mut self, keys: &[u32], rows: &[u64], ahead: &[u32]) {
+        let (dim, width) = (self.store.head_dim, S::COLS * S::LANES);
+        let (units, words) = (dim / M::PER_UNIT, dim * size_of::<E>() / 4);
+        for keys in keys.chunks(width) {
+            // SAFETY: every row is read where the store says it lies, and the buffers hold a tile of `width` keys.
+            unsafe {
+                for (i, &key) in keys.iter().enumerate() {
+                    let row = self.store.row(self.store.keys, self.kv_head, key as usize).cast::<f32>();
+                    copy::<S>(row, words, self.scratch.fetched.as_mut_ptr().add(i * words).cast());
+                }
+                let fetched = self.scratch.fetched.as_ptr().cast();
+                let (packed, widened) = (self.scratch.keys.as_mut_ptr(), self.scratch.widened.as_mut_ptr());
+                transpose_rows::<S, M, E>(fetched, dim, keys.len(), packed, width, widened);
+            }
+            let mut row = 0;
+            while row < rows.len() {
+                let count = next_rows(rows.len() - row);
+                let looks = &rows[row..row + count];
+                // SAFETY: rows below the number of packed queries; a tile of queries holds them.
+                unsafe {
+                    for (i, look) in looks.iter().enumerate() {
+                        let from = self.scratch.queries.as_ptr().add(*look as u32 as usize * units);
+                        copy::<S>(from.cast(), units, self.scratch.tile.as_mut_ptr().add(i * units).cast());
+                    }
+                    with_rows!(count, R => if S::COLS == 4 {
+                        self.tile::<S, R, 4>(looks, units, keys)
+                    } else {
+                        self.tile::<S, R, 2>(looks, units, keys)
+                    });
+                }
+                row += count;
+            }
+        }
+        for &key in ahead.iter().take(2 * width) {
+            let row = self.store.row(self.store.keys, self.kv_head, key as usize).cast::<u32>();
+            for line in (0..words).step_by(16) {
+                // SAFETY: prefetches need not be readable.
+                unsafe { S::prefetch(row.wrapping_add(line)) }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const R: usize, const C: usize>(
+        &mut self,
+        looks: &[u64],
+        units: usize,
+        keys: &[u32],
+    ) {
+        let all = u64::MAX >> (64 - keys.len());
+        // SAFETY: the tiles of queries and keys were filled by the caller.
+        unsafe {
+            let zero = [[S::splat(0.0); C]; R];
+            let (a, b) = (self.scratch.tile.as_ptr(), self.scratch.keys.as_ptr());
+            let acc = tile::<S, M, R, C>(zero, a, units, b, C * S::LANES, units);
+            for r in 0..R {
+                let row = looks[r] as u32 as usize;
+                let worst = S::splat(self.best.worst[row]);
+                let mut worse = 0u64;
+                for c in 0..C {
+                    worse |= u64::from(S::gt(worst, acc[r][c])) << (c * S::LANES);
+                }
+                let mut better = !worse & all;
+                if better == 0 {
+                    continue;
+                }
+                let mut scores = [0.0f32; 64];
+                for c in 0..C {
+                    S::store(scores.as_mut_ptr().add(c * S::LANES), acc[r][c]);
+                }
+                while better != 0 {
+                    let i = better.trailing_zeros() as usize;
+                    self.best.insert(row, scores[i], keys[i]);
+                    better &= better - 1;
+                }
+            }
+        }
+    }
+}
+
+/// Copies `words` words.
+#[inline(always)]
+unsafe fn copy<S: Simd>(from: *const f32, words: usize, to: *mut f32) {
+    let whole = words - words % S::LANES;
+    // SAFETY: `words` words are readable and writable.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            S::store(to.add(i), S::load(from.add(i)));
+        }
+        for i in whole..words {
+            to.add(i).write_unaligned(from.add(i).read_unaligned());
+        }
+    }
+}
