@@ -1,5 +1,6 @@
 //! A backend that also notes which keys nearly tied, so that a vote that rounding moved can be told from a wrong one.
 
+use reattention_kernels::profile::Part;
 use reattention_kernels::{
     Backend, KvView, ListedRequest, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule,
 };
@@ -47,6 +48,10 @@ impl Backend for Probe {
 
     fn install(&self, f: &mut (dyn FnMut() + Send)) {
         self.inner.install(f);
+    }
+
+    fn mark(&self, part: Part) {
+        self.inner.mark(part);
     }
 
     fn linear(&self, x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {

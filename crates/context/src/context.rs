@@ -5,6 +5,7 @@ use crate::methods::{LayerCall, Method, Selection, Step, StepKind};
 use crate::rope::{RopeConfig, Ropes};
 use crate::settings::MethodError;
 use crate::store::{KvDtype, Store, TruncateError};
+use reattention_kernels::profile::Part;
 use reattention_kernels::{Backend, Queries, Segment};
 use std::ops::Range;
 use std::sync::Arc;
@@ -121,7 +122,10 @@ impl Context {
         out: &mut [f32],
     ) -> Result<(), MethodError> {
         let step = self.step.as_ref().expect("attend is called within a step");
+        let backend = self.backend.as_ref();
+        backend.mark(Part::Append);
         self.store.append(layer, k, v);
+        backend.mark(Part::Selection);
         let kv = self.store.view(layer);
         let queries = Queries {
             data: q,
@@ -130,7 +134,6 @@ impl Context {
             head_dim: self.shape.head_dim,
             first: step.tokens.start,
         };
-        let backend = self.backend.as_ref();
         let mut call = LayerCall { layer, step, q: queries, kv, ropes: &mut self.ropes, backend };
         let view = self.method.view(&mut call)?;
         let attended = view.segments.iter().map(|s| attended(s, step.tokens.end - 1)).max().unwrap_or(0);

@@ -1,5 +1,6 @@
 //! The contract between the engine and the arithmetic.
 
+use crate::profile::Part;
 use crate::{KvView, ListedRequest, Matrix, Segment, TopK, TopKRequest};
 
 /// Raw queries (before RoPE) of the tokens of one step.
@@ -41,6 +42,10 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// Runs `f` on the backend's thread pool, so that calls inside need not enter it one by one.
     fn install(&self, f: &mut (dyn FnMut() + Send));
+
+    /// Says what the work that follows is for, until the next mark: a backend that measures takes note
+    /// ([`crate::profile::Profiler`]), others have no use for it.
+    fn mark(&self, _part: Part) {}
 
     /// `y = x · wᵀ + bias`. `x: [rows, w.cols()]`, `bias: [w.rows()]`, `y: [rows, w.rows()]` (overwritten).
     fn linear(&self, x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]);

@@ -17,6 +17,7 @@ mod kv;
 pub mod limits;
 mod listed;
 mod matrix;
+pub mod profile;
 mod reference;
 mod rope;
 mod segment;

@@ -5,6 +5,7 @@ use crate::{Config, Linear};
 use reattention::methods::Step;
 use reattention::{Context, MethodError, ModelShape};
 use reattention_kernels::Backend;
+use reattention_kernels::profile::Part;
 use std::sync::Arc;
 
 /// A model: what it is, and its weights.
@@ -131,6 +132,7 @@ impl Model {
             self.attention(index, layer, n, context, scratch, backend)?;
             self.mlp(layer, n, scratch, backend);
         }
+        backend.mark(Part::Other);
         context.finish();
         if let Some(observe) = observe {
             observe(self.shape.n_layers, &scratch.hidden);
@@ -150,7 +152,9 @@ impl Model {
         backend.rms_norm(&wanted, &self.weights.norm, self.config.rms_eps, normed);
         let mut logits = vec![0.0; rows.len() * self.weights.lm_head.rows()];
         if !rows.is_empty() {
+            backend.mark(Part::Head);
             self.weights.lm_head.forward(backend, normed, rows.len(), &mut logits);
+            backend.mark(Part::Other);
         }
         Ok(logits)
     }
@@ -166,7 +170,9 @@ impl Model {
             let normed = &mut s.normed[..states.len()];
             backend.rms_norm(states, &self.weights.norm, self.config.rms_eps, normed);
             let logits = &mut logits[..targets.len() * vocab];
+            backend.mark(Part::Head);
             self.weights.lm_head.forward(backend, normed, targets.len(), logits);
+            backend.mark(Part::Other);
             for (row, &target) in logits.chunks_exact(vocab).zip(targets) {
                 let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let sum: f64 = row.iter().map(|l| f64::from(l - max).exp()).sum();
@@ -188,9 +194,11 @@ impl Model {
     ) -> Result<(), MethodError> {
         let eps = self.config.rms_eps;
         backend.rms_norm(&s.hidden, &layer.attn_norm, eps, &mut s.normed);
+        backend.mark(Part::Projections);
         layer.q.forward(backend, &s.normed, n, &mut s.q);
         layer.k.forward(backend, &s.normed, n, &mut s.k);
         layer.v.forward(backend, &s.normed, n, &mut s.v);
+        backend.mark(Part::Elementwise);
         for (norm, rows) in [(&layer.q_norm, &mut s.q), (&layer.k_norm, &mut s.k)] {
             if let Some(weight) = norm {
                 // Qwen3 norms each head's vector; `attended` is free until attention writes it.
@@ -200,6 +208,7 @@ impl Model {
             }
         }
         context.attend(index, &s.q, &s.k, &s.v, &mut s.attended)?;
+        backend.mark(Part::Projections);
         project_and_add(&layer.o, n, &s.attended, &mut s.projected, &mut s.hidden, backend);
         Ok(())
     }
@@ -207,6 +216,7 @@ impl Model {
     /// `hidden += down(silu(gate(x)) · up(x))` of the normed hidden states `x`.
     fn mlp(&self, layer: &LayerWeights, n: usize, s: &mut Scratch, backend: &dyn Backend) {
         backend.rms_norm(&s.hidden, &layer.mlp_norm, self.config.rms_eps, &mut s.normed);
+        backend.mark(Part::Mlp);
         layer.gate.forward(backend, &s.normed, n, &mut s.gate);
         layer.up.forward(backend, &s.normed, n, &mut s.up);
         backend.silu_mul(&mut s.gate, &s.up);
@@ -223,6 +233,7 @@ fn project_and_add(
     backend: &dyn Backend,
 ) {
     w.forward(backend, x, n, y);
+    backend.mark(Part::Elementwise);
     hidden.iter_mut().zip(y).for_each(|(h, y)| *h += *y);
 }
 

@@ -9,6 +9,7 @@ use super::attend_piece::{Piece, Scratch, State};
 use super::keys::{Store, Typed, typed};
 use super::pool::{Pool, Shared};
 use super::simd::{Load, Operand, Pair, Single};
+use crate::profile::AttendClock;
 use crate::{Band, KeySet, KvView, Queries, Segment};
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
@@ -27,6 +28,7 @@ const SMALL: usize = 1 << 17;
 pub(crate) fn attend(
     pool: &Pool,
     path: Path,
+    clock: Option<&AttendClock>,
     q: &Queries,
     kv: &KvView,
     views: &[Vec<Segment>],
@@ -53,7 +55,7 @@ pub(crate) fn attend(
     for rope in views.iter().flatten().flat_map(|s| [&s.key_rope, &s.query_rope]) {
         assert_eq!(rope.inv_freq().len(), pairs, "attend: frequencies for heads of {}", q.head_dim);
     }
-    let call = Call { pool, path, q, kv, views, scale: scale * LOG2_E };
+    let call = Call { pool, path, clock, q, kv, views, scale: scale * LOG2_E };
     match typed(kv, q.head_dim, q.n_heads) {
         Typed::F32(store) => call.run::<Single, f32>(store, out, lse),
         Typed::Bf16(store) if path.has_pair_dot() => call.run::<Pair, _>(store, out, lse),
@@ -83,6 +85,7 @@ pub(crate) fn visible(keys: &KeySet, band: Band, query: usize) -> Range<usize> {
 struct Call<'a> {
     pool: &'a Pool,
     path: Path,
+    clock: Option<&'a AttendClock>,
     q: &'a Queries<'a>,
     kv: &'a KvView<'a>,
     views: &'a [Vec<Segment>],

@@ -12,10 +12,13 @@ mod q8_0;
 pub(crate) mod simd;
 mod top_k;
 
+pub(crate) use attend::visible;
 pub use path::Path;
 
+use crate::profile::AttendClock;
 use crate::{Backend, KvView, ListedRequest, Matrix, Queries, Segment, TopK, TopKRequest};
 use pool::Pool;
+use std::sync::Arc;
 
 /// The environment variable that forces a path by its name.
 const PATH_VARIABLE: &str = "REATTENTION_CPU_PATH";
@@ -29,6 +32,7 @@ const PATH_VARIABLE: &str = "REATTENTION_CPU_PATH";
 pub struct Cpu {
     pool: Pool,
     path: Path,
+    clock: Option<Arc<AttendClock>>,
 }
 
 /// The backend could not be made.
@@ -81,7 +85,12 @@ impl Cpu {
         if !path.is_available() {
             return Err(CpuError::Unavailable { path, best: Path::best() });
         }
-        Ok(Self { pool: Pool::new(threads)?, path })
+        Ok(Self { pool: Pool::new(threads)?, path, clock: None })
+    }
+
+    /// Measures on `clock` what attention spends on fetching and rotating.
+    pub fn with_clock(self, clock: Arc<AttendClock>) -> Self {
+        Self { clock: Some(clock), ..self }
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -137,7 +146,7 @@ impl Backend for Cpu {
         out: &mut [f32],
         lse: Option<&mut [f32]>,
     ) {
-        attend::attend(&self.pool, self.path, q, kv, views, scale, out, lse)
+        attend::attend(&self.pool, self.path, self.clock.as_deref(), q, kv, views, scale, out, lse)
     }
 }
 
