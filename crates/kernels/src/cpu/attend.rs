@@ -156,6 +156,7 @@ impl Call<'_> {
                 runs: &runs,
                 state: &mut state,
                 scratch,
+                clock: self.clock,
                 operand: M::default(),
             };
             // SAFETY: the backend only holds available paths.

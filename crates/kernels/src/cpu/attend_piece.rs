@@ -3,9 +3,11 @@
 use super::attend::{Run, visible};
 use super::keys::Store;
 use super::simd::{Kernel, Load, MAX_ROWS, Operand, Simd, next_rows, tile, with_rows};
+use crate::profile::AttendClock;
 use crate::{PAGE, Queries, Segment};
 use half::bf16;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 /// Keys of a tile, a multiple of every path's register tile. Keys and values of 64 dimensions take 32 KiB then.
 const TILE: usize = 128;
@@ -105,6 +107,7 @@ pub(crate) struct Piece<'a, M, E: bytemuck::Pod> {
     pub(crate) runs: &'a [Run<'a>],
     pub(crate) state: &'a mut State,
     pub(crate) scratch: &'a mut Scratch,
+    pub(crate) clock: Option<&'a AttendClock>,
     #[allow(dead_code, reason = "names the operand type")]
     pub(crate) operand: M,
 }
@@ -123,20 +126,28 @@ impl<M: Operand, E: Load> Kernel for Piece<'_, M, E> {
         s.weights.resize(MAX_ROWS * TILE / M::PER_UNIT, 0);
         s.cos.resize(dim / 2, 0.0);
         s.sin.resize(dim / 2, 0.0);
+        // Where nobody measures, no clock is read.
+        let clock = self.clock;
+        let now = || clock.map(|_| Instant::now());
+        let (start, mut gather) = (now(), Duration::ZERO);
         for run in self.runs {
             let Run { segment, ranks } = run;
             // SAFETY: the buffers were sized above; the path's contract holds.
             unsafe {
+                let before = now();
                 self.load_queries::<S>(segment);
+                gather += before.map_or(Duration::ZERO, |t| t.elapsed());
                 let (keys, band, first) = (&segment.keys, segment.band, self.q.first);
                 self.scratch.seen.clear();
                 self.scratch.seen.extend(self.tokens.clone().map(|t| visible(keys, band, first + t)));
                 let mut tile = self.locate(segment, ranks.start, TILE.min(ranks.len()));
                 for start in ranks.clone().step_by(TILE) {
+                    let before = now();
                     let n = tile.n;
                     let ahead = self.locate(segment, start + n, TILE.min(ranks.end - start - n));
                     self.load_keys::<S>(segment, start, &tile, &ahead);
                     self.load_values::<S>(&tile, &ahead);
+                    gather += before.map_or(Duration::ZERO, |t| t.elapsed());
                     let mut row = 0;
                     while row < rows {
                         let count = next_rows(rows - row);
@@ -146,6 +157,9 @@ impl<M: Operand, E: Load> Kernel for Piece<'_, M, E> {
                     tile = ahead;
                 }
             }
+        }
+        if let (Some(clock), Some(start)) = (clock, start) {
+            clock.add(gather, start.elapsed());
         }
     }
 }
