@@ -7,6 +7,7 @@ use reattention::methods::{Method, build, specs};
 use reattention::rope::RopeConfig;
 use reattention::{KvDtype, ModelShape, Settings};
 use reattention_engine::{Engine, Package};
+use reattention_kernels::profile::{AttendClock, Profiler};
 use reattention_kernels::{Backend, Cpu, Reference};
 use reattention_model::Tokenizer;
 use serde::Serialize;
@@ -84,6 +85,17 @@ impl ModelArgs {
             BackendName::Cpu => Arc::new(self.cpu()?),
             BackendName::Reference => Arc::new(Reference),
         })
+    }
+
+    /// The backend asked for, measured part by part.
+    pub(crate) fn profiler(&self) -> Result<Arc<Profiler>, Failure> {
+        Ok(Arc::new(match self.backend {
+            BackendName::Cpu => {
+                let clock = Arc::new(AttendClock::default());
+                Profiler::new(Arc::new(self.cpu()?.with_clock(Arc::clone(&clock))), Some(clock))
+            }
+            BackendName::Reference => Profiler::new(Arc::new(Reference), None),
+        }))
     }
 
     /// The fast backend on the threads asked for.

@@ -335,6 +335,11 @@ impl Session {
         self.context.pin();
     }
 
+    /// Ends [`Session::pin`].
+    pub fn unpin(&mut self) {
+        self.context.unpin();
+    }
+
     /// Feeds tokens as one step of the caller's making and returns the logits wanted; for evaluations.
     ///
     /// # Errors

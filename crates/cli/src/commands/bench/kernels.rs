@@ -1,0 +1,45 @@
+//! Every kernel beside the limit of the machine that bounds it.
+
+use super::Args;
+use crate::common::{print, print_json};
+use crate::failure::Failure;
+use anyhow::anyhow;
+use reattention_kernels::{Backend, bench};
+use serde_json::json;
+use std::process::ExitCode;
+
+pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let cpu = args.model.cpu()?;
+    if !args.output.json {
+        print(format_args!("{}\n", cpu.name()))?;
+        print("| kernel | reached | limit | of the limit | goal |")?;
+        print("|---|--:|--:|--:|--:|")?;
+    }
+    let mut broken = None;
+    let records = bench::run(&cpu, args.rounds, &args.only, |r| {
+        if !args.output.json && broken.is_none() {
+            broken = print(format_args!(
+                "| {} | {:.1} {} | {:.1} | {:.2} | {:.2} |",
+                r.name, r.value, r.unit, r.limit, r.of_limit, r.goal
+            ))
+            .err();
+        }
+    });
+    if let Some(failure) = broken {
+        return Err(failure);
+    }
+    if records.is_empty() {
+        return Err(Failure::Input(anyhow!("--only {}: no kernel has this in its name", args.only)));
+    }
+    if args.output.json {
+        let rows: Vec<_> = records
+            .iter()
+            .map(|r| {
+                json!({ "name": r.name, "value": r.value, "unit": r.unit, "limit": r.limit,
+                        "of_limit": r.of_limit, "goal": r.goal })
+            })
+            .collect();
+        print_json(&json!({ "backend": cpu.name(), "threads": cpu.threads(), "kernels": rows }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

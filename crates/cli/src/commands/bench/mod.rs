@@ -1,0 +1,46 @@
+//! `reattn bench`: speed by context length, on random tokens, and where the time goes.
+
+mod kernels;
+mod profile;
+mod sessions;
+
+use crate::common::{MethodArgs, ModelArgs, OutputArgs, tokens};
+use crate::failure::Failure;
+use std::process::ExitCode;
+
+/// Measure speed by context length.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Context lengths: 4k, 32k, ... All are measured in one reading of the longest.
+    #[arg(long, value_delimiter = ',', value_parser = tokens, default_value = "4k,16k", value_name = "N,...")]
+    lengths: Vec<usize>,
+    /// Tokens to generate after each.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    decode: usize,
+    /// Seed of the random tokens.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// Show what the time was spent on, part by part.
+    #[arg(long, conflicts_with = "kernels")]
+    profile: bool,
+    /// Measure the kernels against this machine's limits instead.
+    #[arg(long)]
+    kernels: bool,
+    /// With --kernels: runs of each; the median counts.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    rounds: usize,
+    /// With --kernels: only those whose name contains this.
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    only: String,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    method: MethodArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    args.output.start();
+    if args.kernels { kernels::run(args) } else { sessions::run(args) }
+}
