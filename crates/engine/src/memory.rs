@@ -14,7 +14,9 @@ pub struct MemoryPlan {
     pub weights: usize,
     /// Keys and values of all tokens kept.
     pub kv: usize,
-    /// Hidden states and logits of one step.
+    /// What the method holds of these tokens besides: an index, for instance.
+    pub extra: usize,
+    /// Hidden states, votes and logits of one step.
     pub scratch: usize,
     /// Program, tokenizer and the prompt's own bookkeeping.
     pub overhead: usize,
@@ -53,7 +55,9 @@ impl MemoryPlan {
         let shape = config.shape();
         let step = method.largest_step().min(tokens.max(1));
         let scratch =
-            Scratch::planned_bytes(config, step) + selection_bytes(&shape, step) + 2 * 4 * config.vocab_size;
+            Scratch::planned_bytes(config, step) + packed_bytes(&shape, step) + 2 * 4 * config.vocab_size;
+        let scratch = scratch.saturating_add(method.step_bytes(step));
+        let extra = method.extra_bytes(tokens);
         let kv_bytes = Store::planned_bytes(&shape, kv, method.kept(tokens));
         let bookkeeping = tokens.saturating_mul(PER_TOKEN);
         let overhead = PROGRAM.saturating_add(known).saturating_add(bookkeeping);
@@ -61,9 +65,10 @@ impl MemoryPlan {
             tokens,
             weights,
             kv: kv_bytes,
+            extra,
             scratch,
             overhead,
-            total: [weights, kv_bytes, scratch, overhead].into_iter().fold(0, usize::saturating_add),
+            total: [weights, kv_bytes, extra, scratch, overhead].into_iter().fold(0, usize::saturating_add),
             available: available(),
             kv_per_token: Store::bytes_per_token(&shape, kv),
         }
@@ -75,7 +80,7 @@ impl MemoryPlan {
     /// When more is needed than is available.
     pub fn check(&self) -> Result<(), OutOfMemory> {
         let Some(available) = self.available.filter(|a| self.total > *a) else { return Ok(()) };
-        let per_token = self.kv_per_token + PER_TOKEN;
+        let per_token = self.kv_per_token + self.extra / self.tokens.max(1) + PER_TOKEN;
         let fixed = self.weights + self.scratch + PROGRAM;
         let advice = match available.checked_sub(fixed).map(|rest| rest / per_token) {
             Some(fit) if fit > 0 => {
@@ -96,8 +101,9 @@ impl MemoryPlan {
     /// The plan in one line.
     pub fn line(&self) -> String {
         let available = self.available.map_or(String::new(), |a| format!(" of {} available", human(a)));
+        let extra = if self.extra > 0 { format!(" + index {}", human(self.extra)) } else { String::new() };
         format!(
-            "memory plan for {} tokens: weights {} + keys and values {} ({} a token) + scratch {} + overhead {} = {}{available}",
+            "memory plan for {} tokens: weights {} + keys and values {} ({} a token){extra} + scratch {} + overhead {} = {}{available}",
             self.tokens,
             human(self.weights),
             human(self.kv),
@@ -115,9 +121,9 @@ const PROGRAM: usize = 15 << 20;
 /// Ids, byte ranges and origins of a prompt's token, in the prompt and while it is put together.
 const PER_TOKEN: usize = 112;
 
-/// Votes and candidates of one step: up to a dozen entries of 8 bytes for each query and head.
-fn selection_bytes(shape: &ModelShape, step: usize) -> usize {
-    step * shape.n_heads * (12 * 8 + 4 * shape.head_dim)
+/// Queries of one step as kernels pack them, and their weights.
+fn packed_bytes(shape: &ModelShape, step: usize) -> usize {
+    4 * step * shape.n_heads * shape.head_dim
 }
 
 /// Bytes as people read them.
@@ -173,6 +179,7 @@ mod tests {
             tokens: 1_000_000,
             weights: 100 << 20,
             kv: 10_000_000_000,
+            extra: 0,
             scratch: 1 << 20,
             overhead: PROGRAM + 1_000_000 * PER_TOKEN,
             total: (101 << 20) + 10_000_000_000 + PROGRAM + 1_000_000 * PER_TOKEN,

@@ -117,6 +117,16 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     /// The most tokens of one step, for planning.
     fn largest_step(&self) -> usize;
 
+    /// Bytes the method holds for `n` tokens besides their keys and values (an index, for instance), for planning.
+    fn extra_bytes(&self, _n: usize) -> usize {
+        0
+    }
+
+    /// Bytes the method works in while it makes the view of a step of `q_len` tokens, for planning.
+    fn step_bytes(&self, _q_len: usize) -> usize {
+        0
+    }
+
     /// Whether a context read first and a question read later give what both give as one prompt.
     fn splits(&self) -> bool {
         true

@@ -110,6 +110,7 @@ enum Reference {
 #[derive(Debug)]
 pub struct ReAttention {
     window: usize,
+    n_heads: usize,
     global: usize,
     local: usize,
     span: usize,
@@ -152,6 +153,7 @@ impl ReAttention {
         let spans_that_fit = window.saturating_sub(global + local) / span.max(1);
         let method = Self {
             window,
+            n_heads: shape.n_heads,
             global,
             local,
             span,
@@ -398,6 +400,12 @@ impl Method for ReAttention {
 
     fn largest_step(&self) -> usize {
         if self.published() { self.chunk.max(self.global + self.local) } else { self.chunk }
+    }
+
+    fn step_bytes(&self, q_len: usize) -> usize {
+        // For each vote: index and score in the lists of ranges searched at once and in what comes of them (twice 8
+        // bytes), and, while votes are counted, copies of indices, candidates, their votes and their order (20 bytes).
+        q_len.saturating_mul(self.n_heads).saturating_mul(self.top_k).saturating_mul(36)
     }
 
     fn splits(&self) -> bool {

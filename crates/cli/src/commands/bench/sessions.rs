@@ -51,7 +51,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let load_s = start.elapsed().as_secs_f64();
     args.output.say(format_args!("{} loaded in {load_s:.1} s, {}", package.name(), backend.name()));
     if !args.output.json {
-        print("| method | tokens | prefill tokens/s | at the end | decode tokens/s | attended | peak memory | plan |")?;
+        print(
+            "| method | tokens | prefill tokens/s | at the end | decode tokens/s | attended | peak memory | plan |",
+        )?;
         print("|---|--:|--:|--:|--:|--:|--:|--:|")?;
     }
     let ids = random_ids(lengths.last().copied().unwrap_or(0), package.config().vocab_size, args.seed);
