@@ -121,10 +121,9 @@ impl Context {
         v: &[f32],
         out: &mut [f32],
     ) -> Result<(), MethodError> {
+        self.append(layer, k, v);
         let step = self.step.as_ref().expect("attend is called within a step");
         let backend = self.backend.as_ref();
-        backend.mark(Part::Append);
-        self.store.append(layer, k, v);
         backend.mark(Part::Selection);
         let kv = self.store.view(layer);
         let queries = Queries {
@@ -152,6 +151,22 @@ impl Context {
             trace.push(LayerTrace { layer, tokens: step.tokens.clone(), selections: view.selections });
         }
         Ok(())
+    }
+
+    /// The part of [`Context::attend`] that later steps build on: appends raw keys and values to one layer. Enough where
+    /// nobody wants the layer's output and [`Context::may_skip_view`].
+    ///
+    /// # Panics
+    /// Outside a step.
+    pub fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) {
+        assert!(self.step.is_some(), "a layer appends within a step");
+        self.backend.mark(Part::Append);
+        self.store.append(layer, k, v);
+    }
+
+    /// Whether a view that nobody attends to need not be made: nothing later, and no trace, would miss it.
+    pub fn may_skip_view(&self) -> bool {
+        self.method.is_view_stateless() && self.trace.is_none()
     }
 
     /// Ends the step: its tokens are part of the context, and what no later step needs is released.

@@ -129,6 +129,13 @@ impl Model {
             if let Some(observe) = observe.as_deref_mut() {
                 observe(index, &scratch.hidden);
             }
+            // What the last layer gives out only becomes logits: without them, its keys and values are all that stays.
+            let is_last = index + 1 == self.shape.n_layers;
+            if is_last && *want == Logits::None && observe.is_none() && context.may_skip_view() {
+                self.keys_and_values(layer, n, scratch, backend);
+                context.append(index, &scratch.k, &scratch.v);
+                break;
+            }
             self.attention(index, layer, n, context, scratch, backend)?;
             self.mlp(layer, n, scratch, backend);
         }
@@ -192,25 +199,38 @@ impl Model {
         s: &mut Scratch,
         backend: &dyn Backend,
     ) -> Result<(), MethodError> {
-        let eps = self.config.rms_eps;
-        backend.rms_norm(&s.hidden, &layer.attn_norm, eps, &mut s.normed);
+        self.keys_and_values(layer, n, s, backend);
         backend.mark(Part::Projections);
         layer.q.forward(backend, &s.normed, n, &mut s.q);
-        layer.k.forward(backend, &s.normed, n, &mut s.k);
-        layer.v.forward(backend, &s.normed, n, &mut s.v);
-        backend.mark(Part::Elementwise);
-        for (norm, rows) in [(&layer.q_norm, &mut s.q), (&layer.k_norm, &mut s.k)] {
-            if let Some(weight) = norm {
-                // Qwen3 norms each head's vector; `attended` is free until attention writes it.
-                let raw = &mut s.attended[..rows.len()];
-                raw.copy_from_slice(rows);
-                backend.rms_norm(raw, weight, eps, rows);
-            }
-        }
+        self.norm_heads(&layer.q_norm, &mut s.q, &mut s.attended, backend);
         context.attend(index, &s.q, &s.k, &s.v, &mut s.attended)?;
         backend.mark(Part::Projections);
         project_and_add(&layer.o, n, &s.attended, &mut s.projected, &mut s.hidden, backend);
         Ok(())
+    }
+
+    /// Raw keys and values of the hidden states, whose normed form is left in `normed`.
+    fn keys_and_values(&self, layer: &LayerWeights, n: usize, s: &mut Scratch, backend: &dyn Backend) {
+        backend.rms_norm(&s.hidden, &layer.attn_norm, self.config.rms_eps, &mut s.normed);
+        backend.mark(Part::Projections);
+        layer.k.forward(backend, &s.normed, n, &mut s.k);
+        layer.v.forward(backend, &s.normed, n, &mut s.v);
+        self.norm_heads(&layer.k_norm, &mut s.k, &mut s.attended, backend);
+    }
+
+    /// Qwen3 norms each head's vector. `free` is memory that holds nothing yet.
+    fn norm_heads(
+        &self,
+        weight: &Option<Vec<f32>>,
+        rows: &mut [f32],
+        free: &mut [f32],
+        backend: &dyn Backend,
+    ) {
+        if let Some(weight) = weight {
+            let raw = &mut free[..rows.len()];
+            raw.copy_from_slice(rows);
+            backend.rms_norm(raw, weight, self.config.rms_eps, rows);
+        }
     }
 
     /// `hidden += down(silu(gate(x)) · up(x))` of the normed hidden states `x`.

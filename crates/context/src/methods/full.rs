@@ -111,6 +111,10 @@ impl Method for Full {
         !self.reference
     }
 
+    fn is_view_stateless(&self) -> bool {
+        true
+    }
+
     fn largest_step(&self) -> usize {
         self.chunk
     }

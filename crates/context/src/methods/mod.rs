@@ -101,6 +101,12 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     /// When the view would be larger than the model can attend to.
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError>;
 
+    /// Whether [`Method::view`] leaves nothing behind that a later view is made of, so that one nobody attends to need not
+    /// be made: a step whose logits nobody wants does without its last layer's.
+    fn is_view_stateless(&self) -> bool {
+        false
+    }
+
     /// (c) Tokens no later step needs once `len` tokens are in the store.
     fn release(&self, _len: usize) -> Option<Range<usize>> {
         None

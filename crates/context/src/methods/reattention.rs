@@ -398,6 +398,10 @@ impl Method for ReAttention {
         Ok(View { segments, selections: if searched { selections } else { Vec::new() } })
     }
 
+    fn is_view_stateless(&self) -> bool {
+        true
+    }
+
     fn largest_step(&self) -> usize {
         if self.published() { self.chunk.max(self.global + self.local) } else { self.chunk }
     }

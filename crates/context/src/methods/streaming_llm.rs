@@ -135,6 +135,10 @@ impl Method for StreamingLlm {
         n.min(self.global + self.local + self.chunk + 2 * reattention_kernels::PAGE)
     }
 
+    fn is_view_stateless(&self) -> bool {
+        true
+    }
+
     fn largest_step(&self) -> usize {
         self.chunk
     }
