@@ -235,3 +235,37 @@ fn bench_measures_every_method_on_random_models_of_both_formats() {
         }
     }
 }
+
+#[test]
+fn a_profile_adds_up_to_the_time_that_passed() {
+    let bench = ["bench", "--lengths", "2k,6k", "--decode", "20", "--profile", "--json", "-q"];
+    let report = json(&bench);
+    let parts = report["profile"].as_array().unwrap();
+    for row in report["rows"].as_array().unwrap() {
+        for (phase, wall) in [("prefill", "prefill_s"), ("decode", "decode_s")] {
+            let of: Vec<&Value> =
+                parts.iter().filter(|p| p["length"] == row["length"] && p["phase"] == phase).collect();
+            let sum = |key: &str| of.iter().map(|p| p[key].as_f64().unwrap()).sum::<f64>();
+            let wall = row[wall].as_f64().unwrap();
+            assert!((sum("seconds") / wall - 1.0).abs() < 0.03, "{phase}: {} of {wall} s", sum("seconds"));
+            assert!((sum("share") - 1.0).abs() < 1e-9);
+            for part in ["linear, attention", "linear, MLP", "linear, head", "scoring", "selection", "gather"]
+            {
+                let found = of.iter().find(|p| p["part"] == part).unwrap();
+                assert!(
+                    found["seconds"].as_f64() > Some(0.0) && found["calls"].as_u64() > Some(0),
+                    "{found}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_stays_within_a_tenth_of_its_plan() {
+    let bench = ["bench", "--lengths", "128k", "--decode", "4", "--set", "prefill=window", "--json", "-q"];
+    let row = &json(&bench)["rows"][0];
+    let (peak, plan) =
+        (row["peak_rss_bytes"].as_f64().unwrap(), row["memory_plan"]["total"].as_f64().unwrap());
+    assert!((peak / plan - 1.0).abs() < 0.1, "{peak} bytes of {plan} planned");
+}
