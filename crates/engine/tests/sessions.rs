@@ -239,3 +239,22 @@ fn streaming_memory_stays_flat() {
     assert_eq!(bytes("streaming-llm", 8000), bytes("streaming-llm", 16_000));
     assert!(bytes("streaming-llm", 16_000) < bytes("full", 5000));
 }
+
+/// Without a trace the last layer of a chunk makes no view; with one it does, and nothing else may differ.
+#[test]
+fn views_that_nobody_attends_to_change_nothing() {
+    let engine = engine(2);
+    let prompt = engine.ask(&[haystack()], QUESTION).unwrap();
+    for method in ["reattention", "full", "streaming-llm"] {
+        let logits = |traced: bool| {
+            let mut session = session(&engine, method, &[]);
+            session.trace(traced);
+            session.prefill(&prompt, &Cancel::default(), |_| {}).unwrap();
+            let layers = session.trace(false).iter().map(|t| t.layer).max();
+            (session.logits().to_vec(), layers)
+        };
+        let (traced, untraced) = (logits(true), logits(false));
+        assert_eq!((traced.1, untraced.1), (Some(3), None));
+        assert_eq!(traced.0, untraced.0, "{method}");
+    }
+}
