@@ -12,6 +12,7 @@
 mod context;
 pub mod methods;
 pub mod rope;
+mod select;
 mod settings;
 mod shape;
 mod source;

@@ -8,8 +8,9 @@
 use super::vote::{SpanRule, select};
 use super::{LayerCall, Method, Selection, Step, StepKind, View, chunks, question_apart};
 use crate::ModelShape;
+use crate::select::{ClusterSettings, Clusters, Exact, Selector};
 use crate::settings::{MethodError, MethodSpec, ParamSpec, Reader, Settings};
-use reattention_kernels::{Band, HeadPairing, KeySet, Position, Segment, TopKRequest, TopKRule};
+use reattention_kernels::{Band, HeadPairing, KeySet, Position, Queries, Segment, TopKRequest, TopKRule};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -80,8 +81,38 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
         ParamSpec {
             name: "selector",
             default: "exact",
-            range: "exact",
-            doc: "how the best keys are found: exact scores every key",
+            range: "clusters or exact",
+            doc: "how the best keys are found: exact scores every key; clusters looks into the most promising groups of near keys",
+        },
+        ParamSpec {
+            name: "exact_below",
+            default: "32768",
+            range: "an integer of at least 0",
+            doc: "selector=clusters: up to as many keys all are scored",
+        },
+        ParamSpec {
+            name: "probes",
+            default: "128",
+            range: "an integer of at least 1",
+            doc: "selector=clusters: groups a query of the question or the answer looks into",
+        },
+        ParamSpec {
+            name: "prefill_probes",
+            default: "16",
+            range: "an integer of at least 1",
+            doc: "selector=clusters: groups a query of the context looks into",
+        },
+        ParamSpec {
+            name: "voters",
+            default: "1",
+            range: "an integer of at least 1",
+            doc: "in a chunk of the context, one token in so many votes",
+        },
+        ParamSpec {
+            name: "spread_weight",
+            default: "2",
+            range: "a number of at least 0",
+            doc: "selector=clusters: how much more a wide group promises than its centre",
         },
         ParamSpec {
             name: "positions",
@@ -122,6 +153,9 @@ pub struct ReAttention {
     per_kv_head: bool,
     contiguous: bool,
     reference: Reference,
+    voters: usize,
+    selector: Box<dyn Selector>,
+    clusters: ClusterSettings,
 }
 
 impl ReAttention {
@@ -151,6 +185,12 @@ impl ReAttention {
         let global = read.count("global", small)?;
         let span = read.count("span", small)?;
         let spans_that_fit = window.saturating_sub(global + local) / span.max(1);
+        let clusters = ClusterSettings {
+            exact_below: read.count("exact_below", 32_768)?,
+            prefill_probes: read.count("prefill_probes", 16)?,
+            probes: read.count("probes", 128)?,
+            spread_weight: read.value("spread_weight", 2.0)?,
+        };
         let method = Self {
             window,
             n_heads: shape.n_heads,
@@ -162,6 +202,13 @@ impl ReAttention {
             chunk: read.count("chunk", (local / 2).clamp(1, 512))?,
             question_alone: read.value("question_alone", true)?,
             prefill_selects: read.choice("prefill", &[("select", true), ("window", false)])?,
+            voters: read.count("voters", 1)?.max(1),
+            selector: if read.choice("selector", &[("exact", false), ("clusters", true)])? {
+                Box::new(Clusters::new(clusters))
+            } else {
+                Box::new(Exact)
+            },
+            clusters,
             per_kv_head: read.choice("share", &[("layer", false), ("kv_head", true)])?,
             contiguous: read.choice("positions", &[("contiguous", true), ("original", false)])?,
             reference: read.choice(
@@ -173,7 +220,6 @@ impl ReAttention {
                 ],
             )?,
         };
-        read.choice("selector", &[("exact", ())])?;
         method.check(&read)?;
         Ok(method)
     }
@@ -255,8 +301,18 @@ impl ReAttention {
     }
 
     /// One selection for the layer, or one a KV head.
-    fn selections(&self, call: &LayerCall, middle: Range<usize>) -> Vec<Selection> {
-        let best = call.backend.top_k(&call.q, &call.kv, &self.request(call.step, middle.clone()));
+    fn selections(&mut self, call: &LayerCall, middle: Range<usize>) -> Vec<Selection> {
+        let request = self.request(call.step, middle.clone());
+        self.selector.extend(call, &request);
+        let data: Vec<f32>;
+        let mut voters = call.q;
+        if call.step.kind == StepKind::Prefill && self.voters > 1 {
+            let row = call.q.n_heads * call.q.head_dim;
+            let tokens = call.q.data.chunks_exact(row).skip(self.voters / 2).step_by(self.voters);
+            data = tokens.flatten().copied().collect();
+            voters = Queries { data: &data, q_len: data.len() / row, ..call.q };
+        }
+        let best = self.selector.top_k(call, &voters, &request);
         let span =
             if self.published() { SpanRule::Published(self.span) } else { SpanRule::Centred(self.span) };
         let select = |votes: Vec<u32>| select(votes, self.clip, span, middle.clone());
@@ -348,7 +404,12 @@ impl Method for ReAttention {
             ("question_alone", self.question_alone.to_string()),
             ("prefill", either(self.prefill_selects, "select", "window")),
             ("share", either(self.per_kv_head, "kv_head", "layer")),
-            ("selector", "exact".into()),
+            ("selector", self.selector.name().into()),
+            ("exact_below", self.clusters.exact_below.to_string()),
+            ("probes", self.clusters.probes.to_string()),
+            ("prefill_probes", self.clusters.prefill_probes.to_string()),
+            ("voters", self.voters.to_string()),
+            ("spread_weight", self.clusters.spread_weight.to_string()),
             ("positions", either(self.contiguous, "contiguous", "original")),
             (
                 "reference",
@@ -377,6 +438,10 @@ impl Method for ReAttention {
         let apart = question.filter(|q| self.question_alone || *q == tokens.end);
         // Up to global + local tokens attention is full, and cutting it in chunks changes nothing.
         question_apart(tokens, apart, self.chunk, self.global + self.local)
+    }
+
+    fn truncate(&mut self, n: usize) {
+        self.selector.truncate(n);
     }
 
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
@@ -502,7 +567,7 @@ mod tests {
             (vec!["clip=24"], "exceeds the model's window of 512"),
             (vec!["local=600"], "exceeds the model's window"),
             (vec!["share=heads"], "layer or kv_head"),
-            (vec!["selector=magic"], "selector=magic must be exact"),
+            (vec!["selector=magic"], "selector=magic must be exact or clusters"),
             (vec!["reference=published"], "must not exceed 0"),
             (vec!["top_k=four"], "top_k=four"),
             (vec!["span=18446744073709551615"], "span=18446744073709551615"),

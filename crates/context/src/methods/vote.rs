@@ -1,6 +1,7 @@
 //! From the best keys of many queries and heads to spans of tokens: count, clip, expand.
 
 use super::Selection;
+use reattention_kernels::ListedRequest;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -36,6 +37,7 @@ pub(super) fn select(
     span: SpanRule,
     middle: Range<usize>,
 ) -> Selection {
+    voted.retain(|&token| token != ListedRequest::NONE);
     voted.sort_unstable();
     let (mut candidates, mut votes) = (Vec::new(), Vec::new());
     for token in voted {

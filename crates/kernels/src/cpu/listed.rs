@@ -91,9 +91,12 @@ fn query(q: &Queries, row: usize, group: usize, kv_head: usize) -> usize {
 /// The best keys of some rows so far.
 struct Best {
     k: usize,
-    /// The worst score that still gets in, of each row.
+    /// Slots of a row: one more than are kept in order, or twice as many as are kept.
+    slots: usize,
+    /// The worst score that still gets in, of each row, and the slots in use.
     worst: Vec<f32>,
-    kept: Vec<Vec<(f32, u32)>>,
+    used: Vec<u32>,
+    kept: Vec<(f32, u32)>,
 }
 
 /// Higher scores first, then lower indices.
@@ -103,49 +106,80 @@ fn best_first(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
 
 impl Best {
     fn new(rows: usize, k: usize) -> Self {
-        let capacity = if k > ORDERED { 2 * k } else { k };
+        let slots = if k > ORDERED { 2 * k } else { k + 1 };
         Self {
             k,
+            slots,
             worst: vec![f32::NEG_INFINITY; rows],
-            kept: (0..rows).map(|_| Vec::with_capacity(capacity)).collect(),
+            used: vec![0; rows],
+            kept: vec![(f32::NEG_INFINITY, ListedRequest::NONE); rows * slots],
         }
     }
 
     /// Takes in a score that is not below the worst kept. A NaN is no score.
     #[inline(always)]
     fn insert(&mut self, row: usize, score: f32, index: u32) {
-        let kept = &mut self.kept[row];
         // Minus zero would come after zero in the total order, but ties with it.
         let new = (score + 0.0, index);
         if new.0.is_nan() || new.0 < self.worst[row] {
             return;
         }
+        let kept = &mut self.kept[row * self.slots..(row + 1) * self.slots];
+        let mut at = self.used[row] as usize;
+        kept[at] = new;
         if self.k > ORDERED {
-            kept.push(new);
-            if kept.len() == 2 * self.k {
+            at += 1;
+            if at == self.slots {
                 kept.select_nth_unstable_by(self.k - 1, best_first);
-                kept.truncate(self.k);
                 self.worst[row] = kept[self.k - 1].0;
+                at = self.k;
             }
+            self.used[row] = at as u32;
             return;
         }
-        let at = kept.partition_point(|old| best_first(old, &new).is_lt());
-        if at < self.k {
-            kept.truncate(self.k - 1);
-            kept.insert(at, new);
-            if kept.len() == self.k {
-                self.worst[row] = kept[self.k - 1].0;
-            }
+        while at > 0 && best_first(&new, &kept[at - 1]).is_lt() {
+            kept.swap(at, at - 1);
+            at -= 1;
+        }
+        if self.used[row] as usize + 1 < self.slots {
+            self.used[row] += 1;
+        }
+        if self.used[row] as usize == self.k {
+            self.worst[row] = kept[self.k - 1].0;
         }
     }
 
     fn finish(&mut self, row: usize, indices: &mut [u32], scores: &mut [f32]) {
-        let kept = &mut self.kept[row];
+        let kept = &mut self.kept[row * self.slots..][..self.used[row] as usize];
         kept.sort_unstable_by(best_first);
         for (slot, &(score, index)) in kept.iter().take(self.k).enumerate() {
             (scores[slot], indices[slot]) = (score, index);
         }
     }
+}
+
+/// Sorts pairs of a list and a row by list, keeping the order of rows.
+fn sort(looks: &mut Vec<u64>, sorted: &mut Vec<u64>, counts: &mut Vec<u32>) {
+    let list = |look: u64| (look >> 32) as usize;
+    let Some(last) = looks.iter().map(|&look| list(look)).max() else { return };
+    // Counting beats comparing unless most lists are looked into by nobody.
+    if last > 16 * looks.len() {
+        looks.sort_unstable();
+        return;
+    }
+    counts.clear();
+    counts.resize(last + 2, 0);
+    looks.iter().for_each(|&look| counts[list(look) + 1] += 1);
+    for i in 1..counts.len() {
+        counts[i] += counts[i - 1];
+    }
+    sorted.clear();
+    sorted.resize(looks.len(), 0);
+    for &look in looks.iter() {
+        sorted[counts[list(look)] as usize] = look;
+        counts[list(look)] += 1;
+    }
+    std::mem::swap(looks, sorted);
 }
 
 /// Buffers of one thread, kept from piece to piece.
@@ -154,6 +188,8 @@ struct Scratch {
     queries: Vec<u32>,
     /// Pairs of a list and a row that looks into it, sorted.
     looks: Vec<u64>,
+    sorted: Vec<u64>,
+    counts: Vec<u32>,
     /// Fetched keys one after another, then transposed.
     fetched: Vec<u32>,
     keys: Vec<u32>,
@@ -198,7 +234,7 @@ impl<M: Operand, E: Load> Kernel for Scan<'_, '_, M, E> {
             self.scratch.looks.extend(lists.map(|&list| u64::from(list) << 32 | i as u64));
         }
         let mut looks = std::mem::take(&mut self.scratch.looks);
-        looks.sort_unstable();
+        sort(&mut looks, &mut self.scratch.sorted, &mut self.scratch.counts);
         let list_of = |look: &u64| (look >> 32) as u32;
         let mut groups = looks.chunk_by(|a, b| list_of(a) == list_of(b)).peekable();
         while let Some(rows) = groups.next() {

@@ -1,0 +1,19 @@
+//! `exact`: every key is scored.
+
+use super::Selector;
+use crate::methods::LayerCall;
+use reattention_kernels::{Queries, TopK, TopKRequest};
+
+/// Scores every key for every query: what the paper does.
+#[derive(Debug)]
+pub(crate) struct Exact;
+
+impl Selector for Exact {
+    fn name(&self) -> &'static str {
+        "exact"
+    }
+
+    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
+        call.backend.top_k(q, &call.kv, request)
+    }
+}
