@@ -1,7 +1,7 @@
 //! A context: the store, a method and a backend, as the layers of a model see them.
 
 use crate::ModelShape;
-use crate::methods::{LayerCall, Method, Selection, Step, StepKind};
+use crate::methods::{Appended, LayerCall, Method, Selection, Step, StepKind};
 use crate::rope::{RopeConfig, Ropes};
 use crate::settings::MethodError;
 use crate::store::{KvDtype, Store, TruncateError};
@@ -159,9 +159,12 @@ impl Context {
     /// # Panics
     /// Outside a step.
     pub fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) {
-        assert!(self.step.is_some(), "a layer appends within a step");
+        let step = self.step.as_ref().expect("a layer appends within a step");
         self.backend.mark(Part::Append);
         self.store.append(layer, k, v);
+        self.backend.mark(Part::Index);
+        let (kv, backend) = (self.store.view(layer), self.backend.as_ref());
+        self.method.learn(&Appended { layer, step, kv, backend });
     }
 
     /// Whether a view that nobody attends to need not be made: nothing later, and no trace, would miss it.

@@ -39,6 +39,19 @@ pub struct Step {
     pub kind: StepKind,
 }
 
+/// Keys and values that one layer has just appended to the store.
+#[derive(Clone, Copy, Debug)]
+pub struct Appended<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// The running step, whose tokens they belong to.
+    pub step: &'a Step,
+    /// The layer's cached keys and values, the new ones included.
+    pub kv: KvView<'a>,
+    /// For what there is to compute.
+    pub backend: &'a dyn Backend,
+}
+
 /// What a method is asked for one layer of one step. The layer's keys and values of the step are already appended.
 #[derive(Debug)]
 pub struct LayerCall<'a> {
@@ -94,6 +107,10 @@ pub trait Method: Send + Sync + std::fmt::Debug {
 
     /// Called once before the layers of a step.
     fn begin(&mut self, _step: &Step, _ropes: &mut Ropes) {}
+
+    /// Called for every layer of a step once its keys and values are in the store, before [`Method::view`] and also where
+    /// the view is skipped (see [`Method::is_view_stateless`]): the place to keep an index over the keys.
+    fn learn(&mut self, _new: &Appended) {}
 
     /// (a), (b) What the queries of a step attend to in one layer, and at which positions.
     ///

@@ -6,7 +6,7 @@
 //! most voted ones, widens them to spans, and attends to `[global | spans | local]` at positions 0, 1, 2, ...
 
 use super::vote::{SpanRule, select};
-use super::{LayerCall, Method, Selection, Step, StepKind, View, chunks, question_apart};
+use super::{Appended, LayerCall, Method, Selection, Step, StepKind, View, chunks, question_apart};
 use crate::ModelShape;
 use crate::select::{ClusterSettings, Clusters, Exact, Selector};
 use crate::settings::{MethodError, MethodSpec, ParamSpec, Reader, Settings};
@@ -303,7 +303,6 @@ impl ReAttention {
     /// One selection for the layer, or one a KV head.
     fn selections(&mut self, call: &LayerCall, middle: Range<usize>) -> Vec<Selection> {
         let request = self.request(call.step, middle.clone());
-        self.selector.extend(call, &request);
         let data: Vec<f32>;
         let mut voters = call.q;
         if call.step.kind == StepKind::Prefill && self.voters > 1 {
@@ -438,6 +437,13 @@ impl Method for ReAttention {
         let apart = question.filter(|q| self.question_alone || *q == tokens.end);
         // Up to global + local tokens attention is full, and cutting it in chunks changes nothing.
         question_apart(tokens, apart, self.chunk, self.global + self.local)
+    }
+
+    fn learn(&mut self, new: &Appended) {
+        let end = new.step.tokens.end;
+        if end > self.global + self.local && self.top_k > 0 {
+            self.selector.extend(new, self.global..end - self.local_of(end));
+        }
     }
 
     fn truncate(&mut self, n: usize) {

@@ -13,8 +13,8 @@
 use super::Selector;
 use super::partition::{Points, partition};
 use super::table::Table;
-use crate::methods::{LayerCall, StepKind};
-use reattention_kernels::{KvView, ListedRequest, Queries, TopK, TopKRequest};
+use crate::methods::{Appended, LayerCall, StepKind};
+use reattention_kernels::{Backend, KvView, ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
 
 /// Most keys of a leaf, and most leaves of a branch.
@@ -59,24 +59,24 @@ impl Selector for Clusters {
         "clusters"
     }
 
-    fn extend(&mut self, call: &LayerCall, request: &TopKRequest) {
-        let keys = request.keys.clone();
-        if self.layers.len() <= call.layer {
-            self.layers.resize_with(call.layer + 1, || None);
+    fn extend(&mut self, new: &Appended, keys: Range<usize>) {
+        if self.layers.len() <= new.layer {
+            self.layers.resize_with(new.layer + 1, || None);
         }
-        let layer = &mut self.layers[call.layer];
+        let layer = &mut self.layers[new.layer];
         if keys.len() <= self.settings.exact_below && layer.is_none() {
             return;
         }
-        let forest = layer.get_or_insert_with(|| Forest::new(call, keys.clone()));
+        let forest = layer.get_or_insert_with(|| Forest::new(&new.kv, keys.clone()));
         if forest.keys.end > keys.end {
             forest.truncate(keys.end);
         }
         // Questions and answers are often rolled back: their keys wait, as long as they are few.
-        let least = if call.step.kind == StepKind::Prefill { BATCH } else { LARGEST_BATCH / 4 };
+        let least = if new.step.kind == StepKind::Prefill { BATCH } else { LARGEST_BATCH / 4 };
         while keys.end - forest.keys.end >= least {
             let end = keys.end - (keys.end - forest.keys.end) % BATCH;
-            forest.insert(call, forest.keys.end..end.min(forest.keys.end + LARGEST_BATCH));
+            let batch = forest.keys.end..end.min(forest.keys.end + LARGEST_BATCH);
+            forest.insert(&new.kv, new.backend, batch);
         }
     }
 
@@ -114,15 +114,15 @@ struct Forest {
 }
 
 impl Forest {
-    fn new(call: &LayerCall, keys: Range<usize>) -> Self {
-        let (dim, heads) = (call.kv.head_dim, call.kv.n_kv_heads);
+    fn new(kv: &KvView, keys: Range<usize>) -> Self {
+        let (dim, heads) = (kv.head_dim, kv.n_kv_heads);
         let mut means = vec![0.0; heads * dim];
         let mut key = vec![0.0; dim];
         let step = (keys.len() / 1024).max(1);
         let sampled = keys.clone().step_by(step).len() as f32;
         for (head, mean) in means.chunks_exact_mut(dim).enumerate() {
             for token in keys.clone().step_by(step) {
-                call.kv.copy_key(head, token, &mut key);
+                kv.copy_key(head, token, &mut key);
                 mean.iter_mut().zip(&key).for_each(|(m, k)| *m += k / sampled);
             }
         }
@@ -158,7 +158,7 @@ impl Forest {
         let rows = Queries { data: &data, head_dim: q.head_dim + EXTRA, ..*q };
         let group = q.n_heads / call.kv.n_kv_heads;
         let trees: Vec<u32> = (0..q.q_len * q.n_heads).map(|i| (i % q.n_heads / group) as u32).collect();
-        let leaves = self.best_leaves(call, &rows, &trees, probes.div_ceil(2), probes);
+        let leaves = self.best_leaves(call.backend, &rows, &trees, probes.div_ceil(2), probes);
         let mut found = call.backend.top_k_listed(
             q,
             &call.kv,
@@ -179,13 +179,13 @@ impl Forest {
     /// The `n_leaves` best leaves of the `n_branches` best branches for each row, looking into the tree of each.
     fn best_leaves(
         &self,
-        call: &LayerCall,
+        backend: &dyn Backend,
         rows: &Queries,
         trees: &[u32],
         n_branches: usize,
         n_leaves: usize,
     ) -> TopK {
-        let branches = call.backend.top_k_listed(
+        let branches = backend.top_k_listed(
             rows,
             &self.branch_centres.view(),
             &ListedRequest {
@@ -195,7 +195,7 @@ impl Forest {
                 keys: &|tree| &self.trees[tree as usize],
             },
         );
-        call.backend.top_k_listed(
+        backend.top_k_listed(
             rows,
             &self.leaf_centres.view(),
             &ListedRequest {
@@ -208,13 +208,13 @@ impl Forest {
     }
 
     /// Adds the keys of the tokens `new`, which follow those it has.
-    fn insert(&mut self, call: &LayerCall, new: Range<usize>) {
+    fn insert(&mut self, kv: &KvView, backend: &dyn Backend, new: Range<usize>) {
         let heads = self.trees.len();
-        let mut data = Vec::with_capacity(new.len() * heads * (call.kv.head_dim + EXTRA));
-        let mut key = vec![0.0; call.kv.head_dim];
+        let mut data = Vec::with_capacity(new.len() * heads * (kv.head_dim + EXTRA));
+        let mut key = vec![0.0; kv.head_dim];
         for token in new.clone() {
             for head in 0..heads {
-                self.centred(&call.kv, head, token, &mut key);
+                self.centred(kv, head, token, &mut key);
                 data.extend_from_slice(&key);
                 data.extend_from_slice(&[0.0, 1.0, 1.0, 0.0]);
             }
@@ -228,7 +228,7 @@ impl Forest {
         };
         let trees: Vec<u32> = (0..new.len() * heads).map(|i| (i % heads) as u32).collect();
         let nearest =
-            if self.leaves.is_empty() { None } else { Some(self.best_leaves(call, &rows, &trees, 1, 1)) };
+            if self.leaves.is_empty() { None } else { Some(self.best_leaves(backend, &rows, &trees, 1, 1)) };
         for head in 0..heads {
             // Pairs of a leaf and a token that joins it, by leaf.
             let leaf_of =
@@ -237,7 +237,7 @@ impl Forest {
                 new.clone().enumerate().map(|(i, token)| (leaf_of(i), token as u32)).collect();
             joins.sort_unstable();
             for joins in joins.chunk_by(|a, b| a.0 == b.0) {
-                self.join(&call.kv, head, joins[0].0, joins.iter().map(|j| j.1));
+                self.join(kv, head, joins[0].0, joins.iter().map(|j| j.1));
             }
         }
         self.keys.end = new.end;

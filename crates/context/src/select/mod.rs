@@ -11,17 +11,18 @@ mod table;
 pub(crate) use clusters::{ClusterSettings, Clusters};
 pub(crate) use exact::Exact;
 
-use crate::methods::LayerCall;
+use crate::methods::{Appended, LayerCall};
 use reattention_kernels::{Queries, TopK, TopKRequest};
+use std::ops::Range;
 
 /// A search for the best keys of a layer.
 pub(crate) trait Selector: Send + Sync + std::fmt::Debug {
     /// Its name among the values of `selector`.
     fn name(&self) -> &'static str;
 
-    /// Learns the keys before token `end`, those of `request`'s range among them. Called in every step that may be
-    /// followed by a search, in the order of the tokens.
-    fn extend(&mut self, _call: &LayerCall, _request: &TopKRequest) {}
+    /// Learns the keys `keys` of the layer that were not in the last such range. Called for every step, in the order of the
+    /// tokens.
+    fn extend(&mut self, _new: &Appended, _keys: Range<usize>) {}
 
     /// The best keys of `request` for each query and head of `q`: those of the step, or some of its tokens. Slots that found
     /// no key hold [`reattention_kernels::ListedRequest::NONE`].
