@@ -6,7 +6,7 @@ use crate::rope::{RopeConfig, Ropes};
 use crate::settings::MethodError;
 use crate::store::{KvDtype, Store, TruncateError};
 use reattention_kernels::profile::Part;
-use reattention_kernels::{Backend, Queries, Segment};
+use reattention_kernels::{Backend, KvView, Queries, Segment};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub struct Context {
     mass: Option<Vec<f32>>,
 }
 
-/// What one layer of one step selected.
+/// What one layer of one step selected and looked at.
 #[derive(Clone, Debug)]
 pub struct LayerTrace {
     /// The layer.
@@ -35,6 +35,20 @@ pub struct LayerTrace {
     pub tokens: Range<usize>,
     /// One selection for the layer, or one a KV head.
     pub selections: Vec<Selection>,
+    /// What was attended to: one list of segments for all KV heads, or one a KV head.
+    pub segments: Vec<Vec<Segment>>,
+    /// The attention that the keys of each list of segments got, one number a key in the list's order, added up over the
+    /// query heads that the list serves: each head gives 1 in all. Only of decode steps while [`Context::record_mass`]
+    /// is on; empty otherwise.
+    pub mass: Vec<Vec<f32>>,
+}
+
+impl LayerTrace {
+    /// Whether list `list` of the segments let the step's last token see token `token`.
+    pub fn holds(&self, list: usize, token: usize) -> bool {
+        let query = self.tokens.end - 1;
+        self.segments[list].iter().any(|s| s.keys.contains(token) && s.band.sees(query, token))
+    }
 }
 
 impl Context {
@@ -138,17 +152,27 @@ impl Context {
         let attended = view.segments.iter().map(|s| attended(s, step.tokens.end - 1)).max().unwrap_or(0);
         self.attended_max = self.attended_max.max(attended);
         let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
+        let mut mass_by_list = Vec::new();
         match &mut self.mass {
             Some(mass) if step.kind == StepKind::Decode => {
                 let mut lse = vec![0.0; queries.q_len * queries.n_heads];
                 backend.attend(&queries, &kv, &view.segments, scale, out, Some(&mut lse));
                 mass.resize(mass.len().max(kv.len), 0.0);
                 backend.key_mass(&queries, &kv, &view.segments, scale, &lse, mass);
+                if self.trace.is_some() {
+                    mass_by_list = mass_of_lists(backend, &queries, &kv, &view.segments, scale, &lse);
+                }
             }
             _ => backend.attend(&queries, &kv, &view.segments, scale, out, None),
         }
         if let Some(trace) = &mut self.trace {
-            trace.push(LayerTrace { layer, tokens: step.tokens.clone(), selections: view.selections });
+            trace.push(LayerTrace {
+                layer,
+                tokens: step.tokens.clone(),
+                selections: view.selections,
+                segments: view.segments,
+                mass: mass_by_list,
+            });
         }
         Ok(())
     }
@@ -222,6 +246,36 @@ impl Context {
     pub fn record_mass(&mut self, on: bool) -> Vec<f32> {
         std::mem::replace(&mut self.mass, on.then(Vec::new)).unwrap_or_default()
     }
+}
+
+/// The attention that the keys of each list of segments get; see [`LayerTrace::mass`].
+fn mass_of_lists(
+    backend: &dyn Backend,
+    queries: &Queries,
+    kv: &KvView,
+    lists: &[Vec<Segment>],
+    scale: f32,
+    lse: &[f32],
+) -> Vec<Vec<f32>> {
+    let last = queries.first + queries.q_len - 1;
+    let of_list = |list: usize| {
+        // The backend adds up over all heads, so the lists of the other heads are left empty.
+        let alone: Vec<Vec<Segment>> = (0..lists.len())
+            .map(|other| if other == list { lists[list].clone() } else { Vec::new() })
+            .collect();
+        let mut by_token = vec![0.0; kv.len];
+        backend.key_mass(queries, kv, &alone, scale, lse, &mut by_token);
+        let of_segment = |s: &Segment| {
+            let (keys, band) = (s.keys.clone(), s.band);
+            (0..keys.len()).map(move |rank| keys.token(rank)).map(move |t| (t, band.sees(last, t)))
+        };
+        lists[list]
+            .iter()
+            .flat_map(of_segment)
+            .map(|(t, seen)| if seen { by_token[t] } else { 0.0 })
+            .collect()
+    };
+    (0..lists.len()).map(of_list).collect()
 }
 
 /// Keys of a list of segments that the query of token index `query` sees.

@@ -312,7 +312,8 @@ impl Session {
         self.context.record_mass(true);
     }
 
-    /// Records what the method selects from now on, or stops; returns what was recorded.
+    /// Records what the method selects from now on, or stops; returns what was recorded. With
+    /// [`Session::gather_evidence`] it holds the attention each key got in decode steps, too.
     pub fn trace(&mut self, on: bool) -> Vec<LayerTrace> {
         self.context.trace(on)
     }

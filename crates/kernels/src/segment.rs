@@ -34,6 +34,14 @@ impl KeySet {
             Self::Gathered(g) => g[rank] as usize,
         }
     }
+
+    /// Whether the key of token index `token` is one of them.
+    pub fn contains(&self, token: usize) -> bool {
+        match self {
+            Self::Range(r) => r.contains(&token),
+            Self::Gathered(g) => u32::try_from(token).is_ok_and(|t| g.binary_search(&t).is_ok()),
+        }
+    }
 }
 
 /// Where a key or a query stands for RoPE.
