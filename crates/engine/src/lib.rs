@@ -36,7 +36,7 @@ mod sampler;
 mod session;
 
 pub use evidence::Evidence;
-pub use memory::{MemoryPlan, OutOfMemory, available, human, peak_rss};
+pub use memory::{MemoryPlan, OutOfMemory, available, human, peak_rss, reset_peak_rss};
 pub use package::{Engine, Package};
 pub use progress::{Cancel, Progress};
 pub use prompt::{Prompt, PromptError, Source};

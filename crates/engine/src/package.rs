@@ -153,6 +153,11 @@ impl Engine {
         self
     }
 
+    /// Whether questions are asked in a chat template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
     /// A new session under a method. `rope` replaces the model's own frequencies.
     pub fn session(&self, method: Box<dyn Method>, rope: Option<RopeConfig>, kv: KvDtype) -> Session {
         Session::new(Arc::clone(&self.model), method, rope, kv, Arc::clone(&self.backend))
