@@ -77,13 +77,14 @@ pub struct DocumentPlan {
     tokens: usize,
     depths: Vec<f64>,
     distractors: usize,
+    sentences: Vec<(f64, String)>,
     paragraphs: bool,
 }
 
 impl DocumentPlan {
     /// A text of about `tokens` tokens without facts.
     pub fn new(seed: u64, tokens: usize) -> Self {
-        Self { seed, tokens, depths: Vec::new(), distractors: 0, paragraphs: false }
+        Self { seed, tokens, depths: Vec::new(), distractors: 0, sentences: Vec::new(), paragraphs: false }
     }
 
     /// Hides one fact at each of these depths, fractions of the text from 0 (its begin) to 1 (its end).
@@ -95,6 +96,12 @@ impl DocumentPlan {
     /// Adds this many facts of the same form, for other names or attributes, at random places.
     pub fn distractors(mut self, distractors: usize) -> Self {
         self.distractors = distractors;
+        self
+    }
+
+    /// Hides sentences of the caller's own at these depths.
+    pub fn sentences(mut self, sentences: impl IntoIterator<Item = (f64, String)>) -> Self {
+        self.sentences = sentences.into_iter().collect();
         self
     }
 
@@ -115,7 +122,8 @@ impl DocumentPlan {
     /// When a depth is no fraction, when the facts alone exceed the length, or when there are not enough different
     /// facts.
     pub fn build(&self, mut count: impl FnMut(&str) -> usize) -> Result<Document, TextError> {
-        if let Some(&depth) = self.depths.iter().find(|depth| !(0.0..=1.0).contains(*depth)) {
+        let mut depths = self.depths.iter().chain(self.sentences.iter().map(|(depth, _)| depth));
+        if let Some(&depth) = depths.find(|depth| !(0.0..=1.0).contains(*depth)) {
             return Err(TextError::Depth { depth });
         }
         let facts = self.depths.len() + self.distractors;
@@ -126,7 +134,7 @@ impl DocumentPlan {
         let hidden = self.draw_facts(&mut writer);
         let mut needed: usize = hidden.iter().map(|hidden| hidden.tokens).sum();
         if needed > self.tokens {
-            return Err(TextError::TooShort { tokens: self.tokens, facts, needed });
+            return Err(TextError::TooShort { tokens: self.tokens, facts: hidden.len(), needed });
         }
 
         let mut rng = Rng::stream(self.seed, 3);
@@ -145,6 +153,7 @@ impl DocumentPlan {
             needed -= tokens;
             let token = writer.tokens;
             let byte_range = writer.push(&mut sentence);
+            let Some(fact) = fact else { continue };
             let placed = PlacedFact { fact, depth, token, byte_range };
             match asked_as {
                 Some(index) => asked.push((index, placed)),
@@ -160,16 +169,21 @@ impl DocumentPlan {
         Ok(document)
     }
 
-    /// All facts, by depth. Those to ask for are drawn first, so the number of distractors does not change them.
+    /// Facts and sentences, by depth. The facts to ask for are drawn first, so the number of distractors does not change
+    /// them.
     fn draw_facts(&self, writer: &mut Writer) -> Vec<Hidden> {
         let mut rng = Rng::stream(self.seed, 4);
         let asked = self.depths.iter().enumerate().map(|(index, &depth)| (Some(index), depth));
         let distractors = (0..self.distractors).map(|_| (None, rng.unit()));
-        let mut hidden: Vec<Hidden> = asked
+        let facts = asked
             .chain(distractors)
             .zip(FactSource::new(self.seed))
-            .map(|((asked_as, depth), fact)| {
-                let mut sentence = Sentence::new(fact.sentence());
+            .map(|((asked_as, depth), fact)| (asked_as, depth, fact.sentence(), Some(fact)));
+        let own = self.sentences.iter().map(|(depth, sentence)| (None, *depth, sentence.clone(), None));
+        let mut hidden: Vec<Hidden> = facts
+            .chain(own)
+            .map(|(asked_as, depth, sentence, fact)| {
+                let mut sentence = Sentence::new(sentence);
                 let tokens = writer.cost(&mut sentence, Separator::Space);
                 Hidden { asked_as, depth, fact, sentence, tokens }
             })
@@ -179,12 +193,13 @@ impl DocumentPlan {
     }
 }
 
-/// A fact on its way into the text.
+/// A fact or a sentence on its way into the text.
 struct Hidden {
-    /// Index of its depth in the plan; none for a distractor.
+    /// Index of its depth in the plan; none for what nobody asks for.
     asked_as: Option<usize>,
     depth: f64,
-    fact: Fact,
+    /// None for a sentence of the caller's own.
+    fact: Option<Fact>,
     sentence: Sentence,
     tokens: usize,
 }
@@ -326,6 +341,19 @@ mod tests {
         let all: std::collections::HashSet<_> =
             many.facts.iter().chain(&many.distractors).map(|f| f.fact.question()).collect();
         assert_eq!(all.len(), 1_002);
+    }
+
+    #[test]
+    fn sentences_of_the_callers_own_stand_at_their_depths() {
+        let own = [(1.0, "Here it ends."), (0.25, "A quarter is read.")].map(|(d, s)| (d, s.to_owned()));
+        let document = build(&DocumentPlan::new(6, 2_000).depths([0.5]).sentences(own));
+        let at = document.text.find(" A quarter is read. ").unwrap();
+        assert!((count(&document.text[..at]) as f64 - 500.0).abs() < 60.0);
+        assert!(document.text.ends_with(" Here it ends."));
+        assert_eq!((document.facts.len(), document.distractors.len()), (1, 0));
+        assert_eq!(document.tokens, count(&document.text) - 1);
+        let wrong = DocumentPlan::new(6, 2_000).sentences([(2.0, "Nowhere.".to_owned())]).build(count);
+        assert_eq!(wrong, Err(TextError::Depth { depth: 2.0 }));
     }
 
     #[test]

@@ -40,11 +40,44 @@ impl Fact {
     }
 }
 
+/// A number that is told in several places: somebody has it, somebody else has what that one has, and so on. Asked for the
+/// last one's number, a reader has to go back through all of them (the variable tracking of RULER, arXiv 2404.06654, in
+/// sentences of the kind of [`Fact`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// What the number is.
+    pub attribute: String,
+    /// Whose it is: the first has it, each other one has what the one before has.
+    pub names: Vec<String>,
+    /// The number.
+    pub value: String,
+}
+
+impl Chain {
+    /// `The secret code of Mara Velten is 48271.`, `The secret code of Otto Finch is with Mara Velten.`, ...
+    pub fn sentences(&self) -> Vec<String> {
+        let of = |name: &String, is: &str| format!("The {} of {name} is {is}.", self.attribute);
+        let links = self.names.windows(2).map(|pair| of(&pair[1], &format!("with {}", pair[0])));
+        self.names.first().map(|name| of(name, &self.value)).into_iter().chain(links).collect()
+    }
+
+    /// The number as the last one's.
+    pub fn fact(&self) -> Fact {
+        Fact {
+            attribute: self.attribute.clone(),
+            name: self.names.last().cloned().unwrap_or_default(),
+            value: self.value.clone(),
+        }
+    }
+}
+
 /// Draws facts of which no two share both attribute and name, and no two share a value: so a right answer can be right
 /// for one reason only.
 #[derive(Debug, Clone)]
 pub struct FactSource {
     rng: Rng,
+    first_names: Vec<&'static str>,
+    last_names: Vec<&'static str>,
     asked: HashSet<(&'static str, String)>,
     values: HashSet<usize>,
 }
@@ -55,34 +88,80 @@ impl FactSource {
 
     /// A source for `seed`.
     pub fn new(seed: u64) -> Self {
-        Self { rng: Rng::stream(seed, 2), asked: HashSet::new(), values: HashSet::new() }
+        Self::of(seed, FIRST_NAMES.to_vec(), LAST_NAMES.to_vec())
+    }
+
+    /// A source of about `facts` facts that are hard to tell apart: so few first and last names that most facts share
+    /// each of them with several others.
+    pub fn alike(seed: u64, facts: usize) -> Self {
+        // Room for half as many again of one attribute alone, so that none has to be searched for long.
+        let names = ((1.5 * facts as f64).sqrt().ceil() as usize + 1).min(FIRST_NAMES.len());
+        let mut rng = Rng::stream(seed, 5);
+        let mut few = |all: &[&'static str]| {
+            let mut rest = all.to_vec();
+            (0..names).map(|_| rest.swap_remove(rng.below(rest.len()))).collect::<Vec<_>>()
+        };
+        let (first, last) = (few(&FIRST_NAMES), few(&LAST_NAMES));
+        Self::of(seed, first, last)
+    }
+
+    fn of(seed: u64, first_names: Vec<&'static str>, last_names: Vec<&'static str>) -> Self {
+        let rng = Rng::stream(seed, 2);
+        Self { rng, first_names, last_names, asked: HashSet::new(), values: HashSet::new() }
+    }
+
+    /// A chain of `hops` links: `hops + 1` people of any name whom no other fact of the first attribute names. `None` when
+    /// there are not enough of them left.
+    pub fn next_chain(&mut self, hops: usize) -> Option<Chain> {
+        let attribute = ATTRIBUTES[0];
+        let taken = self.asked.iter().filter(|(of, _)| *of == attribute).count();
+        if taken + hops >= FIRST_NAMES.len() * LAST_NAMES.len() {
+            return None;
+        }
+        let mut name = || loop {
+            let name = full_name(&mut self.rng);
+            if self.asked.insert((attribute, name.clone())) {
+                return name;
+            }
+        };
+        let names = (0..=hops).map(|_| name()).collect();
+        Some(Chain { attribute: attribute.to_owned(), names, value: self.value() })
+    }
+
+    /// An attribute and a name that were not drawn together yet; there must be one.
+    fn person(&mut self) -> (&'static str, String) {
+        loop {
+            // Half of the facts ask for the first attribute outright, so that most of them differ in the name alone:
+            // this is the mixture the built-in model was trained and measured on.
+            let attribute = if self.rng.percent(50) { ATTRIBUTES[0] } else { self.rng.pick(&ATTRIBUTES) };
+            let name = format!("{} {}", self.rng.pick(&self.first_names), self.rng.pick(&self.last_names));
+            if self.asked.insert((attribute, name.clone())) {
+                return (attribute, name);
+            }
+        }
+    }
+
+    fn value(&mut self) -> String {
+        loop {
+            let value = 10_000 + self.rng.below(90_000);
+            if self.values.insert(value) {
+                return value.to_string();
+            }
+        }
     }
 }
 
 impl Iterator for FactSource {
     type Item = Fact;
 
-    /// The next fact; `None` after [`FactSource::CAPACITY`] of them.
+    /// The next fact; `None` when every attribute of every name was drawn: after [`FactSource::CAPACITY`] facts, if all
+    /// names are in use.
     fn next(&mut self) -> Option<Fact> {
-        if self.asked.len() == Self::CAPACITY {
+        if self.asked.len() == ATTRIBUTES.len() * self.first_names.len() * self.last_names.len() {
             return None;
         }
-        let (attribute, name) = loop {
-            // Half of the facts ask for the first attribute outright, so that most of them differ in the name alone:
-            // this is the mixture the built-in model was trained and measured on.
-            let attribute = if self.rng.percent(50) { ATTRIBUTES[0] } else { self.rng.pick(&ATTRIBUTES) };
-            let name = full_name(&mut self.rng);
-            if self.asked.insert((attribute, name.clone())) {
-                break (attribute, name);
-            }
-        };
-        let value = loop {
-            let value = 10_000 + self.rng.below(90_000);
-            if self.values.insert(value) {
-                break value;
-            }
-        };
-        Some(Fact { attribute: attribute.to_owned(), name, value: value.to_string() })
+        let (attribute, name) = self.person();
+        Some(Fact { attribute: attribute.to_owned(), name, value: self.value() })
     }
 }
 
@@ -125,5 +204,41 @@ mod tests {
         let of = |seed| FactSource::new(seed).take(20).collect::<Vec<_>>();
         assert_eq!(of(1), of(1));
         assert_ne!(of(1), of(2));
+    }
+
+    #[test]
+    fn alike_facts_share_names_and_stay_distinct() {
+        let facts: Vec<Fact> = FactSource::alike(3, 40).take(40).collect();
+        let keys: HashSet<_> = facts.iter().map(|f| (&f.attribute, &f.name)).collect();
+        assert_eq!(keys.len(), 40);
+        let part = |f: &Fact, i: usize| f.name.split(' ').nth(i).unwrap().to_owned();
+        for i in 0..2 {
+            let shared = |f: &&Fact| facts.iter().filter(|g| part(g, i) == part(f, i)).count() > 2;
+            assert!(facts.iter().filter(shared).count() > 30, "part {i}");
+        }
+        assert_eq!(FactSource::alike(3, 2).count(), 4 * 3 * 3);
+    }
+
+    #[test]
+    fn a_chain_leads_from_the_last_name_to_the_number() {
+        let mut source = FactSource::alike(1, 30);
+        let facts: Vec<Fact> = source.by_ref().take(20).collect();
+        let chain = source.next_chain(2).unwrap();
+        let [a, b, c] = &chain.names[..] else { panic!("{chain:?}") };
+        let told = [
+            format!("The secret code of {a} is {}.", chain.value),
+            format!("The secret code of {b} is with {a}."),
+            format!("The secret code of {c} is with {b}."),
+        ];
+        assert_eq!(chain.sentences(), told);
+        assert_eq!(chain.fact().question(), format!("What is the secret code of {c}?"));
+        assert!(facts.iter().all(|f| f.attribute != "secret code" || !chain.names.contains(&f.name)));
+        let all = FIRST_NAMES.len() * LAST_NAMES.len();
+        let mut source = FactSource::new(1);
+        assert_eq!(source.next_chain(all), None);
+        assert_eq!(
+            (source.next_chain(all - 1).map(|c| c.names.len()), source.next_chain(0)),
+            (Some(all), None)
+        );
     }
 }
