@@ -132,15 +132,9 @@ impl MethodArgs {
     pub(crate) fn each(&self, shape: &ModelShape) -> Result<Vec<(String, Settings)>, Failure> {
         let names: Vec<String> = match self.method.as_slice() {
             [all] if all == "all" => specs().map(|s| s.name.to_string()).collect(),
-            names => {
-                let mut distinct = names.to_vec();
-                let mut seen = std::collections::HashSet::new();
-                distinct.retain(|n| seen.insert(n.clone()));
-                distinct
-            }
+            names => distinct(names),
         };
-        let mut pairs: Vec<String> = self.set.clone();
-        pairs.extend(self.chunk.map(|c| format!("chunk={c}")));
+        let pairs = self.pairs();
         let mut arms = Vec::new();
         let mut used = vec![false; pairs.len()];
         for name in &names {
@@ -167,6 +161,11 @@ impl MethodArgs {
             )));
         }
         Ok(arms)
+    }
+
+    /// All settings, as `key=value`.
+    pub(crate) fn pairs(&self) -> Vec<String> {
+        self.set.iter().cloned().chain(self.chunk.map(|c| format!("chunk={c}"))).collect()
     }
 
     /// The frequencies asked for.
@@ -228,11 +227,11 @@ pub(crate) fn method_json(method: &dyn Method) -> Value {
 }
 
 /// Values without repetition, in their order.
-pub(crate) fn distinct<T: PartialEq + Copy>(values: &[T]) -> Vec<T> {
+pub(crate) fn distinct<T: PartialEq + Clone>(values: &[T]) -> Vec<T> {
     let mut seen: Vec<T> = Vec::new();
     values.iter().for_each(|v| {
         if !seen.contains(v) {
-            seen.push(*v)
+            seen.push(v.clone())
         }
     });
     seen

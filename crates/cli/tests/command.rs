@@ -161,6 +161,17 @@ fn bad_input_is_named_and_exits_with_2() {
         (of(&["bench", "--kernels", "--only", "warp-drive"]), "warp-drive"),
         (of(&["eval", "needle", "--lengths", "512", "--out", &file]), "notes.txt"),
         (of(&["eval", "needle", "--lengths", "512,20"]), "tokens"),
+        (of(&["eval", "selection", "--arm", "magic"]), "selector=magic"),
+        (of(&["eval", "selection", "--arm", "a:top_k"]), "key=value"),
+        (of(&["eval", "selection", "--arm", "top_k=3"]), "NAME:key=value"),
+        (of(&["eval", "selection", "--arm", "a:method=full,top_k=3"]), "no parameter `top_k`"),
+        (of(&["eval", "selection", "--arm", "a:method=magic"]), "unknown method `magic`"),
+        (of(&["eval", "selection", "--arm", "exact", "--arm", "b:selector=exact"]), "arm `exact`"),
+        (of(&["eval", "selection", "--arm", "exact", "--arm", "exact:top_k=2"]), "arm `exact`"),
+        (of(&["eval", "selection", "--arm", "a:question_alone=false"]), "arm `a` reads"),
+        (of(&["eval", "selection", "--lengths", "200"]), "longer text"),
+        (of(&["eval", "selection", "--tasks", "poetry"]), "poetry"),
+        (of(&["eval", "selection", "--facts", "0"]), "from 1"),
     ];
     for (args, says) in cases {
         let assert = Command::cargo_bin("reattn").unwrap().args(args.split('\t')).assert().code(2);
@@ -214,6 +225,31 @@ fn evaluations_write_what_they_print() {
     };
     let (flat, broken) = (of("streaming-llm"), of("full"));
     assert!(flat[3] < 1.3 * flat[0] && broken[3] > 2.0 * broken[0], "{flat:?} {broken:?}");
+}
+
+#[test]
+fn selection_compares_arms_with_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().display().to_string();
+    let common = ["eval", "selection", "--lengths", "1k", "--facts", "5", "--set", "top_k=2", "--json", "-q"];
+    let arms = ["--arm", "exact", "--arm", "window:prefill=window", "--arm", "dense:method=full"];
+    let report = json(&[&common[..], &arms, &["--out", &out]].concat());
+    assert_eq!(report["arms"], serde_json::json!(["exact", "window", "dense"]));
+    let params = |i: usize| &report["methods"][i]["params"];
+    assert_eq!((&params(0)["top_k"], &params(1)["top_k"]), (&2.into(), &2.into()));
+    assert_eq!((&params(0)["prefill"], &params(1)["prefill"]), (&"select".into(), &"window".into()));
+    assert_eq!(report["methods"][2]["name"], "full");
+    let of = |key: &str, arm: &str| -> Vec<serde_json::Value> {
+        report[key].as_array().unwrap().iter().filter(|r| r["arm"] == arm).cloned().collect()
+    };
+    assert!(of("rows", "exact").iter().all(|r| r["correct"].is_boolean() && r.get("kl_first").is_none()));
+    assert!(of("rows", "window").iter().all(|r| r["kl_first"].as_f64() < Some(0.5) && r["mass"].is_number()));
+    assert!(of("totals", "dense")[0]["kl_first"].as_f64() > Some(0.5));
+    assert!(of("buckets", "dense")[1]["loss_delta"].as_f64() > Some(0.1));
+    assert_eq!(of("cells", "window").len(), 2 * 5 + 1);
+    assert!(of("runs", "window")[0]["peak_rss_bytes"].as_u64() > Some(0));
+    let table = std::fs::read_to_string(dir.path().join("selection.md")).unwrap();
+    assert!(table.contains("near-duplicates") && dir.path().join("selection.json").exists());
 }
 
 #[test]

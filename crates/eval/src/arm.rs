@@ -9,6 +9,8 @@ use reattention_model::ModelError;
 /// A method with its settings, one column of a comparison.
 #[derive(Clone, Debug)]
 pub struct Arm {
+    /// What rows and tables call it: the method, where each method stands for one arm.
+    pub name: String,
     /// Name of the method.
     pub method: String,
     /// Its settings.
@@ -56,6 +58,14 @@ pub enum EvalError {
     /// The text could not be made.
     #[error(transparent)]
     Text(#[from] crate::text::TextError),
+    /// Several questions are asked of a text read once, and the method would read it anew with each.
+    #[error(
+        "arm `{arm}` reads text and question as one, so questions cannot be asked of a text read once; set question_alone=true and reference=off"
+    )]
+    Whole {
+        /// The arm.
+        arm: String,
+    },
     /// There is too little text.
     #[error("the text has {tokens} tokens; at least {needed} are needed")]
     TooShort {

@@ -1,6 +1,6 @@
 //! Tables and figures of results, as text, Markdown and SVG.
 
-use crate::suites::{needle, perplexity};
+use crate::suites::{needle, perplexity, selection};
 use std::fmt::Write;
 
 /// Needle accuracy, one line a method and length, one column a depth.
@@ -43,6 +43,75 @@ pub fn perplexity_table(buckets: &[perplexity::Bucket]) -> String {
         rows.push(std::iter::once(method.clone()).chain(of.iter().map(|b| number(b.perplexity))).collect());
     }
     markdown(&rows)
+}
+
+/// What arms lose against the first: questions by task, then perplexity, then speed and memory.
+pub fn selection_table(report: &selection::Report) -> String {
+    let some = |x: Option<f64>, digits: usize| x.map_or("-".into(), |x| format!("{x:.digits$}"));
+    let header = |names: &[&str]| vec![names.iter().map(|n| n.to_string()).collect::<Vec<_>>()];
+    let mut parts = Vec::new();
+    if !report.totals.is_empty() {
+        let mut rows = header(&[
+            "arm",
+            "tokens",
+            "task",
+            "right",
+            "KL first",
+            "largest",
+            "KL answer",
+            "agreement",
+            "recall",
+            "mass",
+            "mass sel.",
+        ]);
+        rows.extend(report.totals.iter().map(|c| {
+            vec![
+                c.arm.clone(),
+                c.length.to_string(),
+                c.task.name().to_string(),
+                format!("{}/{}", c.correct, c.samples),
+                some(c.kl_first, 4),
+                some(c.kl_first_max, 4),
+                some(c.kl_answer, 4),
+                some(c.agreement, 3),
+                some(c.recall, 3),
+                some(c.mass, 4),
+                some(c.mass_selected, 3),
+            ]
+        }));
+        parts.push(markdown(&rows));
+    }
+    if !report.buckets.is_empty() {
+        let mut rows = header(&["arm", "tokens", "positions", "perplexity", "loss over base"]);
+        rows.extend(report.buckets.iter().map(|b| {
+            let positions = format!("{}-{}", b.from, b.to);
+            let delta = some(b.loss_delta, 4);
+            vec![b.arm.clone(), b.length.to_string(), positions, number(b.perplexity), delta]
+        }));
+        parts.push(markdown(&rows));
+    }
+    let mut rows = header(&[
+        "arm",
+        "tokens",
+        "seed",
+        "prefill tok/s",
+        "decode tok/s",
+        "keys and values MiB",
+        "peak MiB",
+    ]);
+    rows.extend(report.runs.iter().map(|r| {
+        vec![
+            r.arm.clone(),
+            r.length.to_string(),
+            r.seed.to_string(),
+            format!("{:.0}", r.prefill_tok_s),
+            some(r.decode_tok_s, 1),
+            (r.kv_bytes >> 20).to_string(),
+            r.peak_rss_bytes.map_or("-".into(), |b| (b >> 20).to_string()),
+        ]
+    }));
+    parts.push(markdown(&rows));
+    parts.join("\n")
 }
 
 /// Heat maps of needle accuracy, one a method: length to the right, depth downwards. Opens in any browser.

@@ -118,7 +118,7 @@ pub fn run(
             let first = report.cells.len();
             for &depth in &options.depths {
                 report.cells.push(Cell {
-                    method: arm.method.clone(),
+                    method: arm.name.clone(),
                     length,
                     depth,
                     samples: 0,
@@ -128,7 +128,7 @@ pub fn run(
                 });
             }
             for (i, text) in texts.iter().enumerate() {
-                let name = format!("{} at {length}, text {} of {}", arm.method, i + 1, texts.len());
+                let name = format!("{} at {length}, text {} of {}", arm.name, i + 1, texts.len());
                 let start = Instant::now();
                 let answers = ask_all(engine, arm, text, options, cancel, |p| watch(&name, p))?;
                 let share = start.elapsed().as_secs_f64() / answers.len().max(1) as f64;
@@ -140,7 +140,7 @@ pub fn run(
                     cell.seconds += share;
                     cell.peak_rss_bytes = peak_rss();
                     report.rows.push(Row {
-                        method: arm.method.clone(),
+                        method: arm.name.clone(),
                         length,
                         depth: options.depths[index],
                         seed: options.seed.wrapping_add(i as u64),

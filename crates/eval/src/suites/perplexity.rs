@@ -4,7 +4,7 @@
 //! from what came before it.
 
 use crate::{Arm, EvalError};
-use reattention_engine::{Cancel, Engine, Progress};
+use reattention_engine::{Cancel, Engine, Progress, Session};
 use reattention_model::Logits;
 use serde::Serialize;
 use std::time::Instant;
@@ -64,13 +64,13 @@ pub fn run(
     let edges = edges(ids.len(), engine.model().shape().window);
     let mut report = Report::default();
     for arm in arms {
-        let losses = losses(engine, arm, &ids, cancel, |p| watch(&arm.method, p))?;
+        let losses = losses(&mut arm.session(engine)?, &ids, cancel, |p| watch(&arm.name, p))?;
         for pair in edges.windows(2) {
             // The first token of all is predicted from nothing and counts nowhere.
             let of = &losses[pair[0].max(1) - 1..pair[1] - 1];
             let mean = of.iter().map(|l| f64::from(*l)).sum::<f64>() / of.len() as f64;
             report.buckets.push(Bucket {
-                method: arm.method.clone(),
+                method: arm.name.clone(),
                 from: pair[0],
                 to: pair[1],
                 tokens: of.len(),
@@ -81,15 +81,13 @@ pub fn run(
     Ok(report)
 }
 
-/// Loss of every token but the first.
-fn losses(
-    engine: &Engine,
-    arm: &Arm,
+/// Reads `ids` as the context of a question to come, and returns the loss of every token but the first.
+pub(crate) fn losses(
+    session: &mut Session,
     ids: &[u32],
     cancel: &Cancel,
     mut watch: impl FnMut(Progress),
 ) -> Result<Vec<f32>, EvalError> {
-    let mut session = arm.session(engine)?;
     let (mut losses, start) = (Vec::with_capacity(ids.len()), Instant::now());
     for step in session.method().schedule(0..ids.len(), Some(ids.len())) {
         if cancel.is_cancelled() {
