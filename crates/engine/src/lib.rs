@@ -27,6 +27,7 @@
 //! ```
 #![deny(missing_docs)]
 
+mod draws;
 mod evidence;
 mod memory;
 mod package;

@@ -1,5 +1,6 @@
 //! From logits to a token: greedy, or drawn with temperature, top-k, top-p, min-p and repetition penalty.
 
+use crate::draws::Draws;
 use std::collections::HashSet;
 
 /// How the next token is chosen. The default is greedy.
@@ -56,14 +57,14 @@ impl Sampling {
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
-    state: u64,
+    draws: Draws,
 }
 
 impl Sampler {
     /// A sampler at the start of its seed's sequence.
     pub fn new(sampling: Sampling) -> Self {
-        let state = sampling.seed;
-        Self { sampling, state }
+        let draws = Draws::new(sampling.seed);
+        Self { sampling, draws }
     }
 
     /// The next token for `logits: [vocab_size]`, after `seen`.
@@ -102,7 +103,7 @@ impl Sampler {
             reached >= f64::from(s.top_p)
         });
         weights.truncate(enough.map_or(weights.len(), |i| i + 1));
-        let mut draw = self.uniform() * weights.iter().sum::<f64>();
+        let mut draw = self.draws.uniform() * weights.iter().sum::<f64>();
         for (token, weight) in tokens.iter().zip(&weights) {
             draw -= weight;
             if draw < 0.0 {
@@ -110,15 +111,6 @@ impl Sampler {
             }
         }
         tokens[weights.len() - 1]
-    }
-
-    /// SplitMix64 (Steele, Lea, Flood 2014): the same draws on every machine, whatever library versions.
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
