@@ -191,6 +191,11 @@ impl Context {
         self.method.learn(&Appended { layer, step, kv, backend });
     }
 
+    /// Raw keys and values that one layer has cached.
+    pub fn cached(&self, layer: usize) -> KvView<'_> {
+        self.store.view(layer)
+    }
+
     /// Whether a view that nobody attends to need not be made: nothing later, and no trace, would miss it.
     pub fn may_skip_view(&self) -> bool {
         self.method.is_view_stateless() && self.trace.is_none()

@@ -29,6 +29,7 @@
 
 mod draws;
 mod evidence;
+mod fill;
 mod memory;
 mod package;
 mod progress;

@@ -49,6 +49,11 @@ pub enum SessionError {
         /// Tokens to feed.
         total: usize,
     },
+    /// There is nothing that a made-up cache could imitate ([`Session::fill`]).
+    #[error(
+        "a made-up cache imitates tokens that were read, and this session has read none or released some; fill a session that has just read a few hundred"
+    )]
+    NothingToImitate,
     /// The method refused.
     #[error(transparent)]
     Method(#[from] MethodError),
@@ -60,17 +65,17 @@ pub enum SessionError {
 /// One model reading and answering under one method. Sessions share nothing but the model and the backend.
 #[derive(Debug)]
 pub struct Session {
-    model: Arc<Model>,
-    context: Context,
+    pub(crate) model: Arc<Model>,
+    pub(crate) context: Context,
     scratch: Scratch,
     /// Tokens in the context.
-    ids: Vec<u32>,
+    pub(crate) ids: Vec<u32>,
     /// Generated tokens that were not fed yet: the last one of an answer.
     pending: Vec<u32>,
-    sources: SourceMap,
+    pub(crate) sources: SourceMap,
     texts: Vec<String>,
     /// Logits after the last token, `[vocab_size]`; empty before the first.
-    logits: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
 }
 
 /// What a prefill did.
@@ -384,7 +389,7 @@ impl Session {
         Ok(logits)
     }
 
-    fn feed_pending(&mut self) -> Result<(), SessionError> {
+    pub(crate) fn feed_pending(&mut self) -> Result<(), SessionError> {
         if let Some(token) = self.pending.pop() {
             match self.feed_unsourced(&[token], StepKind::Decode, &Logits::Last) {
                 Ok(logits) => self.logits = logits,
@@ -397,7 +402,7 @@ impl Session {
         Ok(())
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<(), SessionError> {
+    pub(crate) fn check(&self, tokens: &[u32]) -> Result<(), SessionError> {
         let vocab_size = self.model.config().vocab_size;
         match tokens.iter().find(|t| **t as usize >= vocab_size) {
             Some(&token) => Err(SessionError::UnknownToken { token, vocab_size }),

@@ -1,10 +1,12 @@
 //! Sessions on the built-in model: side by side, cancelled, rolled back, repeated.
 
+use reattention::methods::StepKind;
 use reattention::{KvDtype, Settings, methods};
 use reattention_engine::{
     Cancel, Engine, Finish, GenerateOptions, Package, Prompt, Sampling, Session, SessionError, Source,
 };
 use reattention_kernels::{Backend, Cpu};
+use reattention_model::Logits;
 use std::sync::Arc;
 
 const QUESTION: &str = "What is the secret code of Mara Velten?";
@@ -256,5 +258,36 @@ fn views_that_nobody_attends_to_change_nothing() {
         let (traced, untraced) = (logits(true), logits(false));
         assert_eq!((traced.1, untraced.1), (Some(3), None));
         assert_eq!(traced.0, untraced.0, "{method}");
+    }
+}
+
+#[test]
+fn a_filled_session_goes_on_and_forgets_the_fill_when_rolled_back() {
+    let engine = engine(2);
+    let prompt = engine.ask(&[haystack()], QUESTION).unwrap();
+    for method in ["reattention", "full", "streaming-llm"] {
+        let mut session = session(&engine, method, &[]);
+        assert!(matches!(session.fill(&[1], 1), Err(SessionError::NothingToImitate)), "{method}");
+        let read = Prompt::from_ids(prompt.ids[..300].to_vec());
+        session.prefill(&read, &Cancel::default(), |_| {}).unwrap();
+        session.pin();
+        let logits =
+            |session: &mut Session| session.feed_step(&[5], StepKind::Decode, &Logits::Last).unwrap();
+        let before = logits(&mut session);
+        session.truncate(300).unwrap();
+
+        assert!(matches!(session.fill(&[u32::MAX], 1), Err(SessionError::UnknownToken { .. })), "{method}");
+        session.fill(&[7; 3000], 1).unwrap();
+        assert_eq!(session.len(), 3300, "{method}");
+        assert!(matches!(
+            session.generate(&options(&engine), None, &Cancel::default(), |_| {}),
+            Err(SessionError::NothingRead)
+        ));
+        let filled = logits(&mut session);
+        assert!(filled.iter().all(|l| l.is_finite()), "{method}");
+        // Which methods see that far decides whether the made-up keys count; some of them always lie in the local part.
+        assert_ne!(before, filled, "{method} does not see what was filled");
+        session.truncate(300).unwrap();
+        assert_eq!(logits(&mut session), before, "{method} remembers what was filled");
     }
 }
