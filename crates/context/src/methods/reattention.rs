@@ -8,7 +8,7 @@
 use super::vote::{SpanRule, select};
 use super::{Appended, LayerCall, Method, Selection, Step, StepKind, View, chunks, question_apart};
 use crate::ModelShape;
-use crate::select::{ClusterSettings, Clusters, Exact, Selector};
+use crate::select::{Boxes, ClusterSettings, Clusters, Exact, Halving, Reach, Selector};
 use crate::settings::{MethodError, MethodSpec, ParamSpec, Reader, Settings};
 use reattention_kernels::{Band, HeadPairing, KeySet, Position, Queries, Segment, TopKRequest, TopKRule};
 use std::ops::Range;
@@ -81,26 +81,26 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
         ParamSpec {
             name: "selector",
             default: "exact",
-            range: "clusters or exact",
-            doc: "how the best keys are found: exact scores every key; clusters looks into the most promising groups of near keys",
+            range: "exact, clusters, boxes or halving",
+            doc: "how the best keys are found: exact scores every key; clusters looks into the most promising groups of near keys; boxes looks into the blocks of 8 neighbours whose bound is best; halving walks down from chunks of 256 neighbours by a key that stands for each",
         },
         ParamSpec {
             name: "exact_below",
             default: "32768",
             range: "an integer of at least 0",
-            doc: "selector=clusters: up to as many keys all are scored",
+            doc: "up to as many keys every selector scores all",
         },
         ParamSpec {
             name: "probes",
             default: "128",
             range: "an integer of at least 1",
-            doc: "selector=clusters: groups a query of the question or the answer looks into",
+            doc: "selector=clusters, boxes or halving: groups a query of the question or the answer looks into",
         },
         ParamSpec {
             name: "prefill_probes",
             default: "16",
             range: "an integer of at least 1",
-            doc: "selector=clusters: groups a query of the context looks into",
+            doc: "selector=clusters, boxes or halving: groups a query of the context looks into",
         },
         ParamSpec {
             name: "voters",
@@ -203,11 +203,7 @@ impl ReAttention {
             question_alone: read.value("question_alone", true)?,
             prefill_selects: read.choice("prefill", &[("select", true), ("window", false)])?,
             voters: read.count("voters", 1)?.max(1),
-            selector: if read.choice("selector", &[("exact", false), ("clusters", true)])? {
-                Box::new(Clusters::new(clusters))
-            } else {
-                Box::new(Exact)
-            },
+            selector: selector(&read, clusters)?,
             clusters,
             per_kv_head: read.choice("share", &[("layer", false), ("kv_head", true)])?,
             contiguous: read.choice("positions", &[("contiguous", true), ("original", false)])?,
@@ -225,7 +221,13 @@ impl ReAttention {
     }
 
     fn check(&self, read: &Reader) -> Result<(), MethodError> {
-        for (name, value) in [("local", self.local), ("span", self.span), ("chunk", self.chunk)] {
+        for (name, value) in [
+            ("local", self.local),
+            ("span", self.span),
+            ("chunk", self.chunk),
+            ("probes", self.clusters.probes),
+            ("prefill_probes", self.clusters.prefill_probes),
+        ] {
             if value == 0 {
                 return Err(read.bad(name, value));
             }
@@ -249,6 +251,12 @@ impl ReAttention {
             return Err(
                 read.contradiction("share=kv_head does not exist in the published code; leave reference=off")
             );
+        }
+        if self.selector.name() != "exact" && self.published() {
+            return Err(read.contradiction(format!(
+                "selector={} does not exist in the published code; leave reference=off or set selector=exact",
+                self.selector.name()
+            )));
         }
         if !self.prefill_selects && !self.question_alone {
             return Err(read.contradiction(
@@ -384,6 +392,25 @@ impl ReAttention {
         };
         View { segments: vec![vec![segment]], selections: Vec::new() }
     }
+}
+
+/// Makes a selector.
+type MakeSelector = fn(ClusterSettings, Reach) -> Box<dyn Selector>;
+
+/// Every selector by its name.
+const SELECTORS: &[(&str, MakeSelector)] = &[
+    ("exact", |_, _| Box::new(Exact)),
+    ("clusters", |clusters, _| Box::new(Clusters::new(clusters))),
+    ("boxes", |_, reach| Box::new(Boxes::new(reach))),
+    ("halving", |_, reach| Box::new(Halving::new(reach))),
+];
+
+/// The selector the settings name.
+fn selector(read: &Reader, clusters: ClusterSettings) -> Result<Box<dyn Selector>, MethodError> {
+    let ClusterSettings { exact_below, prefill_probes, probes, .. } = clusters;
+    let reach = Reach { exact_below, prefill_probes, probes };
+    let make = read.choice("selector", SELECTORS)?;
+    Ok(make(clusters, reach))
 }
 
 impl Method for ReAttention {
@@ -573,8 +600,14 @@ mod tests {
             (vec!["clip=24"], "exceeds the model's window of 512"),
             (vec!["local=600"], "exceeds the model's window"),
             (vec!["share=heads"], "layer or kv_head"),
-            (vec!["selector=magic"], "selector=magic must be exact or clusters"),
+            (vec!["selector=magic"], "selector=magic must be exact, clusters, boxes or halving"),
+            (vec!["probes=0"], "probes=0"),
+            (vec!["prefill_probes=0"], "prefill_probes=0"),
             (vec!["reference=published"], "must not exceed 0"),
+            (
+                vec!["reference=published-exact", "local=256", "chunk=64", "clip=1", "selector=boxes"],
+                "selector=boxes does not exist in the published code",
+            ),
             (vec!["top_k=four"], "top_k=four"),
             (vec!["span=18446744073709551615"], "span=18446744073709551615"),
             (vec!["clip=none", "local=900"], "exceeds the model's window of 512"),

@@ -3,16 +3,22 @@
 //! A method asks for the keys with the largest `q · k`; a selector answers, exactly or nearly, and may keep a structure
 //! over the keys it has seen. One selector is one file.
 
+mod boxes;
 mod clusters;
 mod exact;
+mod halving;
 mod partition;
 mod table;
+#[cfg(test)]
+mod tests;
 
+pub(crate) use boxes::Boxes;
 pub(crate) use clusters::{ClusterSettings, Clusters};
 pub(crate) use exact::Exact;
+pub(crate) use halving::Halving;
 
-use crate::methods::{Appended, LayerCall};
-use reattention_kernels::{Queries, TopK, TopKRequest};
+use crate::methods::{Appended, LayerCall, StepKind};
+use reattention_kernels::{ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
 
 /// A search for the best keys of a layer.
@@ -30,4 +36,82 @@ pub(crate) trait Selector: Send + Sync + std::fmt::Debug {
 
     /// Forgets the tokens from `n` on.
     fn truncate(&mut self, _n: usize) {}
+}
+
+/// How far the selectors look that group keys by their place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reach {
+    /// Up to as many keys all are scored, and no structure is built.
+    pub(crate) exact_below: usize,
+    /// Groups a query of the context looks into.
+    pub(crate) prefill_probes: usize,
+    /// Groups a query of the question or the answer looks into.
+    pub(crate) probes: usize,
+}
+
+impl Reach {
+    /// Groups a query of a step looks into.
+    fn probes(&self, kind: StepKind) -> usize {
+        match kind {
+            StepKind::Prefill => self.prefill_probes,
+            StepKind::Question | StepKind::Decode => self.probes,
+        }
+    }
+}
+
+/// What each layer keeps, made when the layer first has more than `exact_below` keys.
+#[derive(Debug)]
+struct Layers<T>(Vec<Option<T>>);
+
+impl<T> Layers<T> {
+    fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// What the layer keeps, made now if it is due.
+    fn due(&mut self, layer: usize, is_long: bool, make: impl FnOnce() -> T) -> Option<&mut T> {
+        if self.0.len() <= layer {
+            self.0.resize_with(layer + 1, || None);
+        }
+        if !is_long && self.0[layer].is_none() {
+            return None;
+        }
+        Some(self.0[layer].get_or_insert_with(make))
+    }
+
+    fn get(&self, layer: usize) -> Option<&T> {
+        self.0.get(layer)?.as_ref()
+    }
+
+    fn each(&mut self) -> impl Iterator<Item = &mut T> {
+        self.0.iter_mut().flatten()
+    }
+}
+
+/// The result `found` of a search over the keys of `request` below `end`, with all later ones scored.
+fn with_rest(found: TopK, end: usize, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
+    if end >= request.keys.end {
+        return found;
+    }
+    let rest = TopKRequest { keys: end..request.keys.end, ..request.clone() };
+    merge(&found, &call.backend.top_k(q, &call.kv, &rest))
+}
+
+/// The best of two searches over different keys, those of `b` all younger than those of `a`.
+fn merge(a: &TopK, b: &TopK) -> TopK {
+    let mut merged = a.clone();
+    for row in 0..a.q_len * a.n_heads {
+        let (mut i, mut j) = (row * a.k, row * b.k);
+        let end = (row + 1) * b.k;
+        for slot in row * a.k..(row + 1) * a.k {
+            if j < end && (b.scores[j] > a.scores[i] || a.indices[i] == ListedRequest::NONE) {
+                (merged.scores[slot], merged.indices[slot]) = (b.scores[j], b.indices[j]);
+                j += 1;
+            } else {
+                (merged.scores[slot], merged.indices[slot]) = (a.scores[i], a.indices[i]);
+                i += 1;
+            }
+        }
+    }
+    merged
 }

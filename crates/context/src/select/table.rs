@@ -1,10 +1,11 @@
-//! A growing table of bf16 vectors in pages that never move, readable by the kernels as if it were one KV head's keys.
+//! A growing table of bf16 vectors in pages that never move, readable by the kernels as if it were the keys of KV heads.
 
 use reattention_kernels::{Buffer, KvView, PAGE, Pages, bf16};
 
-/// Vectors `[len, dim]`.
+/// Vectors `[heads, len, dim]`, with one head unless it is said.
 #[derive(Debug)]
 pub(super) struct Table {
+    heads: usize,
     dim: usize,
     len: usize,
     pages: Vec<Option<Buffer<bf16>>>,
@@ -13,13 +14,29 @@ pub(super) struct Table {
 impl Table {
     /// An empty table of vectors of `dim` (even).
     pub(super) fn new(dim: usize) -> Self {
-        Self { dim, len: 0, pages: Vec::new() }
+        Self::per_head(1, dim)
     }
 
-    /// Adds a vector of zeros and returns its number.
+    /// An empty table with a vector of `dim` (even) for each of `heads` heads in every row.
+    pub(super) fn per_head(heads: usize, dim: usize) -> Self {
+        Self { heads, dim, len: 0, pages: Vec::new() }
+    }
+
+    /// Rows.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Forgets the rows from `len` on.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.pages.truncate(self.len.div_ceil(PAGE));
+    }
+
+    /// Adds a row (of zeros, unless rows were forgotten) and returns its number.
     pub(super) fn push(&mut self) -> u32 {
         if self.len == self.pages.len() * PAGE {
-            self.pages.push(Some(Buffer::zeroed(PAGE * self.dim)));
+            self.pages.push(Some(Buffer::zeroed(self.heads * PAGE * self.dim)));
         }
         self.len += 1;
         (self.len - 1) as u32
@@ -33,16 +50,21 @@ impl Table {
 
     /// Overwrites the vector `i`.
     pub(super) fn set(&mut self, i: u32, values: impl Iterator<Item = f32>) {
-        let (page, row) = (i as usize / PAGE, i as usize % PAGE);
+        self.set_of(0, i, values);
+    }
+
+    /// Overwrites the vector `i` of `head`.
+    pub(super) fn set_of(&mut self, head: usize, i: u32, values: impl Iterator<Item = f32>) {
+        let (page, row) = (i as usize / PAGE, head * PAGE + i as usize % PAGE);
         if let Some(page) = &mut self.pages[page] {
             let row = &mut page[row * self.dim..(row + 1) * self.dim];
             row.iter_mut().zip(values).for_each(|(r, x)| *r = bf16::from_f32(x));
         }
     }
 
-    /// The table as the keys of one KV head; token index is row number.
+    /// The table as the keys of KV heads; token index is row number.
     pub(super) fn view(&self) -> KvView<'_> {
         let pages = Pages::Bf16 { keys: &self.pages, values: &self.pages };
-        KvView { pages, len: self.len, n_kv_heads: 1, head_dim: self.dim }
+        KvView { pages, len: self.len, n_kv_heads: self.heads, head_dim: self.dim }
     }
 }

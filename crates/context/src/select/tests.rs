@@ -1,0 +1,149 @@
+//! What every selector must hold to.
+
+use super::*;
+use crate::methods::Step;
+use crate::rope::Ropes;
+use crate::store::{KvDtype, Store};
+use crate::tests::tiny_shape;
+use reattention_kernels::{Backend, Cpu, HeadPairing, TopKRule};
+
+/// First token of the middle, as the global part of a method leaves it.
+const START: usize = 5;
+const K: usize = 4;
+
+fn noise(seed: &mut u64, n: usize) -> Vec<f32> {
+    (0..n)
+        .map(|_| {
+            *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (*seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// A layer that feeds selectors.
+struct Layer {
+    store: Store,
+    backend: Cpu,
+    seed: u64,
+}
+
+impl Layer {
+    fn new() -> Self {
+        Self {
+            store: Store::new(&tiny_shape(), KvDtype::Bf16),
+            backend: Cpu::new(1).expect("one thread"),
+            seed: 7,
+        }
+    }
+
+    /// Appends the keys of `n` tokens drawn with `seed` and lets `selectors` learn them.
+    fn feed(&mut self, selectors: &mut [Box<dyn Selector>], n: usize, kind: StepKind) {
+        let shape = tiny_shape();
+        let row = shape.n_kv_heads * shape.head_dim;
+        let keys = noise(&mut self.seed, n * row);
+        let first = self.store.len();
+        for layer in 0..shape.n_layers {
+            self.store.append(layer, &keys, &keys);
+        }
+        self.store.commit();
+        let step = Step { tokens: first..first + n, kind };
+        for layer in 0..shape.n_layers {
+            let kv = self.store.view(layer);
+            let new = Appended { layer, step: &step, kv, backend: &self.backend };
+            selectors.iter_mut().for_each(|s| s.extend(&new, START..first + n));
+        }
+    }
+
+    fn truncate(&mut self, selectors: &mut [Box<dyn Selector>], n: usize) {
+        self.store.truncate(n).expect("nothing was released");
+        selectors.iter_mut().for_each(|s| s.truncate(n));
+    }
+
+    /// What a selector finds for the queries `[q_len, n_heads, head_dim]`.
+    fn search(&self, selector: &mut dyn Selector, data: &[f32], kind: StepKind) -> TopK {
+        let shape = tiny_shape();
+        let (end, q_len) = (self.store.len(), data.len() / (shape.n_heads * shape.head_dim));
+        let q = Queries { data, n_heads: shape.n_heads, q_len, head_dim: shape.head_dim, first: end - q_len };
+        let step = Step { tokens: end - q_len..end, kind };
+        let backend: &dyn Backend = &self.backend;
+        let mut ropes = Ropes::new(shape.rope.clone());
+        let call = LayerCall { layer: 1, step: &step, q, kv: self.store.view(1), ropes: &mut ropes, backend };
+        let request =
+            TopKRequest { keys: START..end, k: K, pairing: HeadPairing::Grouped, rule: TopKRule::Exact };
+        selector.top_k(&call, &q, &request)
+    }
+
+    fn queries(&mut self, q_len: usize) -> Vec<f32> {
+        let shape = tiny_shape();
+        noise(&mut self.seed, q_len * shape.n_heads * shape.head_dim)
+    }
+}
+
+/// Every selector with this reach.
+fn all(exact_below: usize, probes: usize) -> Vec<Box<dyn Selector>> {
+    let reach = Reach { exact_below, prefill_probes: probes, probes };
+    vec![Box::new(Boxes::new(reach)), Box::new(Halving::new(reach))]
+}
+
+#[test]
+fn a_wide_reach_finds_what_exact_finds() {
+    let (mut layer, mut selectors) = (Layer::new(), all(100, 4000));
+    for (n, kind) in [(90, StepKind::Prefill), (700, StepKind::Prefill), (13, StepKind::Question)] {
+        layer.feed(&mut selectors, n, kind);
+        let q = layer.queries(n.min(20));
+        let want = layer.search(&mut Exact, &q, kind);
+        for s in &mut selectors {
+            assert!(layer.search(s.as_mut(), &q, kind) == want, "{} after {n} more", s.name());
+        }
+    }
+}
+
+#[test]
+fn a_narrow_reach_finds_less_but_not_below_exact_below() {
+    let (mut layer, mut selectors) = (Layer::new(), all(2000, 4));
+    layer.feed(&mut selectors, 1900, StepKind::Prefill);
+    let q = layer.queries(20);
+    let want = layer.search(&mut Exact, &q, StepKind::Prefill);
+    for s in &mut selectors {
+        assert!(layer.search(s.as_mut(), &q, StepKind::Prefill) == want, "{}", s.name());
+    }
+    layer.feed(&mut selectors, 6000, StepKind::Prefill);
+    let q = layer.queries(20);
+    let want = layer.search(&mut Exact, &q, StepKind::Prefill);
+    for s in &mut selectors {
+        let found = layer.search(s.as_mut(), &q, StepKind::Prefill);
+        assert!(found != want, "{}: random keys cannot be found in a few of a thousand blocks", s.name());
+        let exact: f32 = want.scores.iter().sum();
+        let got: f32 = found.scores.iter().sum();
+        assert!(got > exact / 4.0 && got < exact, "{}: {got} of {exact}", s.name());
+    }
+}
+
+#[test]
+fn what_was_truncated_is_forgotten_and_may_come_again() {
+    for (probes, cuts) in [(4, [1500, 700]), (4, [1024, 40]), (3000, [600, 90])] {
+        let (mut layer, mut selectors) = (Layer::new(), all(100, probes));
+        layer.feed(&mut selectors, 2000, StepKind::Prefill);
+        for n in cuts {
+            layer.truncate(&mut selectors, n);
+            layer.feed(&mut selectors, 300, StepKind::Prefill);
+            layer.feed(&mut selectors, 200, StepKind::Question);
+        }
+        // The same keys, never truncated.
+        let mut fresh = all(100, probes);
+        let step = Step { tokens: 0..layer.store.len(), kind: StepKind::Prefill };
+        for layer_number in 0..2 {
+            let kv = layer.store.view(layer_number);
+            let new = Appended { layer: layer_number, step: &step, kv, backend: &layer.backend };
+            fresh.iter_mut().for_each(|s| s.extend(&new, START..layer.store.len()));
+        }
+        let q = layer.queries(10);
+        for (s, fresh) in selectors.iter_mut().zip(&mut fresh) {
+            let (got, want) = (
+                layer.search(s.as_mut(), &q, StepKind::Question),
+                layer.search(fresh.as_mut(), &q, StepKind::Question),
+            );
+            assert!(got == want, "{} with {probes} probes, cut to {cuts:?}", s.name());
+        }
+    }
+}
