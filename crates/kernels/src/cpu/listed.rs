@@ -9,7 +9,6 @@ use super::keys::{Store, Typed, transpose_rows, typed};
 use super::pool::{Pool, Shared};
 use super::simd::{Kernel, Load, Operand, Pair, Simd, Single, next_rows, tile, with_rows};
 use crate::{KvView, ListedRequest, Queries, TopK};
-use std::cmp::Ordering;
 use std::ops::Range;
 
 /// Rows that share what they fetch.
@@ -19,7 +18,7 @@ const ROW_BLOCK: usize = 512;
 const SMALL: usize = 1 << 17;
 
 /// Keys per row up to which they are kept in order; more are collected and cut now and then.
-const ORDERED: usize = 16;
+const ORDERED: usize = 8;
 
 /// See [`crate::Backend::top_k_listed`].
 pub(crate) fn top_k_listed(
@@ -89,71 +88,86 @@ fn query(q: &Queries, row: usize, group: usize, kv_head: usize) -> usize {
 }
 
 /// The best keys of some rows so far.
+///
+/// A score and its token are kept as one number that is larger for a higher score and, among equals, for a lower token.
 struct Best {
     k: usize,
-    /// Slots of a row: one more than are kept in order, or twice as many as are kept.
+    /// Slots of a row: as many as are kept in order, or twice as many as are kept.
     slots: usize,
     /// The worst score that still gets in, of each row, and the slots in use.
     worst: Vec<f32>,
     used: Vec<u32>,
-    kept: Vec<(f32, u32)>,
+    kept: Vec<u64>,
 }
 
-/// Higher scores first, then lower indices.
-fn best_first(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
-    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+fn encode(score: f32, token: u32) -> u64 {
+    // Minus zero ties with zero.
+    let bits = (score + 0.0).to_bits();
+    let ordered = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    u64::from(ordered) << 32 | u64::from(!token)
+}
+
+fn decode(kept: u64) -> (f32, u32) {
+    let ordered = (kept >> 32) as u32;
+    let bits = if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered };
+    (f32::from_bits(bits), !(kept as u32))
 }
 
 impl Best {
     fn new(rows: usize, k: usize) -> Self {
-        let slots = if k > ORDERED { 2 * k } else { k + 1 };
+        let slots = if k > ORDERED { 2 * k } else { k };
         Self {
             k,
             slots,
             worst: vec![f32::NEG_INFINITY; rows],
             used: vec![0; rows],
-            kept: vec![(f32::NEG_INFINITY, ListedRequest::NONE); rows * slots],
+            kept: vec![0; rows * slots],
         }
     }
 
     /// Takes in a score that is not below the worst kept. A NaN is no score.
     #[inline(always)]
-    fn insert(&mut self, row: usize, score: f32, index: u32) {
-        // Minus zero would come after zero in the total order, but ties with it.
-        let new = (score + 0.0, index);
-        if new.0.is_nan() || new.0 < self.worst[row] {
+    fn insert(&mut self, row: usize, score: f32, token: u32) {
+        if score.is_nan() || score < self.worst[row] {
             return;
         }
+        let new = encode(score, token);
         let kept = &mut self.kept[row * self.slots..(row + 1) * self.slots];
-        let mut at = self.used[row] as usize;
-        kept[at] = new;
+        let used = &mut self.used[row];
         if self.k > ORDERED {
-            at += 1;
-            if at == self.slots {
-                kept.select_nth_unstable_by(self.k - 1, best_first);
-                self.worst[row] = kept[self.k - 1].0;
-                at = self.k;
+            kept[*used as usize] = new;
+            *used += 1;
+            if *used as usize == self.slots {
+                kept.select_nth_unstable_by(self.k - 1, |a, b| b.cmp(a));
+                self.worst[row] = decode(kept[self.k - 1]).0;
+                *used = self.k as u32;
             }
-            self.used[row] = at as u32;
             return;
         }
-        while at > 0 && best_first(&new, &kept[at - 1]).is_lt() {
-            kept.swap(at, at - 1);
+        let mut at = *used as usize;
+        if at == self.k {
+            at -= 1;
+            if new <= kept[at] {
+                return;
+            }
+        } else {
+            *used += 1;
+        }
+        while at > 0 && kept[at - 1] < new {
+            kept[at] = kept[at - 1];
             at -= 1;
         }
-        if self.used[row] as usize + 1 < self.slots {
-            self.used[row] += 1;
-        }
-        if self.used[row] as usize == self.k {
-            self.worst[row] = kept[self.k - 1].0;
+        kept[at] = new;
+        if *used as usize == self.k {
+            self.worst[row] = decode(kept[self.k - 1]).0;
         }
     }
 
-    fn finish(&mut self, row: usize, indices: &mut [u32], scores: &mut [f32]) {
+    fn finish(&mut self, row: usize, tokens: &mut [u32], scores: &mut [f32]) {
         let kept = &mut self.kept[row * self.slots..][..self.used[row] as usize];
-        kept.sort_unstable_by(best_first);
-        for (slot, &(score, index)) in kept.iter().take(self.k).enumerate() {
-            (scores[slot], indices[slot]) = (score, index);
+        kept.sort_unstable_by(|a, b| b.cmp(a));
+        for (slot, &one) in kept.iter().take(self.k).enumerate() {
+            (scores[slot], tokens[slot]) = decode(one);
         }
     }
 }
