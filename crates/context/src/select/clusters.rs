@@ -14,15 +14,18 @@ use super::Selector;
 use super::partition::{Points, partition};
 use super::table::Table;
 use crate::methods::{Appended, LayerCall, StepKind};
-use reattention_kernels::{Backend, KvView, ListedRequest, Queries, TopK, TopKRequest};
+use reattention_kernels::{Backend, Element, KvView, ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
 
 /// Most keys of a leaf, and most leaves of a branch.
 const LEAF: usize = 64;
 const BRANCH: usize = 128;
 
+/// Branches a query looks into at least; it is one for every eight leaves.
+const BRANCHES: usize = 8;
+
 /// Keys that join the tree at once, at least and at most.
-const BATCH: usize = 256;
+const BATCH: usize = 512;
 const LARGEST_BATCH: usize = 16_384;
 
 /// Elements of a centre after its vector: the spread, and two parts of minus half its squared length, which turn the
@@ -103,12 +106,14 @@ struct Forest {
     means: Vec<f32>,
     /// The centre of every leaf and its tokens, ascending.
     leaf_centres: Table,
-    leaves: Vec<Vec<u32>>,
+    leaves: Leaves,
     /// The branch of every leaf.
     branch_of: Vec<u32>,
     /// The centre of every branch and its leaves.
     branch_centres: Table,
     branches: Vec<Vec<u32>>,
+    /// Leaves of every branch when its centre was last put right.
+    settled: Vec<usize>,
     /// The branches of each KV head.
     trees: Vec<Vec<u32>>,
 }
@@ -130,10 +135,11 @@ impl Forest {
             keys: keys.start..keys.start,
             means,
             leaf_centres: Table::new(dim + EXTRA),
-            leaves: Vec::new(),
+            leaves: Leaves::default(),
             branch_of: Vec::new(),
             branch_centres: Table::new(dim + EXTRA),
             branches: Vec::new(),
+            settled: Vec::new(),
             trees: vec![Vec::new(); heads],
         }
     }
@@ -158,7 +164,7 @@ impl Forest {
         let rows = Queries { data: &data, head_dim: q.head_dim + EXTRA, ..*q };
         let group = q.n_heads / call.kv.n_kv_heads;
         let trees: Vec<u32> = (0..q.q_len * q.n_heads).map(|i| (i % q.n_heads / group) as u32).collect();
-        let leaves = self.best_leaves(call.backend, &rows, &trees, probes.div_ceil(2), probes);
+        let leaves = self.best_leaves(call.backend, &rows, &trees, probes.div_ceil(8).max(BRANCHES), probes);
         let mut found = call.backend.top_k_listed(
             q,
             &call.kv,
@@ -166,7 +172,7 @@ impl Forest {
                 k: request.k,
                 lists: &leaves.indices,
                 per_row: leaves.k,
-                keys: &|leaf| &self.leaves[leaf as usize],
+                keys: &|leaf| self.leaves.tokens(leaf),
             },
         );
         if self.keys.end < request.keys.end {
@@ -228,7 +234,7 @@ impl Forest {
         };
         let trees: Vec<u32> = (0..new.len() * heads).map(|i| (i % heads) as u32).collect();
         let nearest =
-            if self.leaves.is_empty() { None } else { Some(self.best_leaves(backend, &rows, &trees, 1, 1)) };
+            if self.keys.is_empty() { None } else { Some(self.best_leaves(backend, &rows, &trees, 1, 1)) };
         for head in 0..heads {
             // Pairs of a leaf and a token that joins it, by leaf.
             let leaf_of =
@@ -251,12 +257,12 @@ impl Forest {
             Some(first) => (if leaf == ListedRequest::NONE { first } else { leaf }, false),
             None => (self.new_leaf(), true),
         };
-        let members = &mut self.leaves[leaf as usize];
+        let mut members = self.leaves.tokens(leaf).to_vec();
         members.extend(tokens);
         if members.len() <= LEAF && !is_new {
+            self.leaves.set(leaf, members.into_iter());
             return;
         }
-        let members = std::mem::take(members);
         let dim = kv.head_dim;
         let mut data = vec![0.0; members.len() * dim];
         for (&token, key) in members.iter().zip(data.chunks_exact_mut(dim)) {
@@ -272,23 +278,27 @@ impl Forest {
             let spread = (points.scatter(group, &centre) / (group.len() * dim) as f32).sqrt();
             self.leaf_centres.set(leaf, row(&centre, spread));
             // More equal keys than a leaf holds tie, and ties go to the first.
-            let mut tokens: Vec<u32> = group.iter().take(LEAF).map(|&i| members[i as usize]).collect();
-            tokens.shrink_to_fit();
-            self.leaves[leaf as usize] = tokens;
+            self.leaves.set(leaf, group.iter().map(|&i| members[i as usize]));
             made.push(leaf);
         }
         let branch = if is_new { self.new_branch(head) } else { self.branch_of[leaf as usize] };
         let joined = if is_new { &made[..] } else { &made[1..] };
         self.branches[branch as usize].extend(joined);
-        self.settle(head, branch);
+        // One more leaf moves the centre of many but little.
+        let leaves = self.branches[branch as usize].len();
+        if leaves > BRANCH || leaves >= self.settled[branch as usize] + leaves.div_ceil(8) {
+            self.settle(head, branch);
+        }
     }
 
     /// Cuts a branch up if it has too many leaves, and puts its centre right.
     fn settle(&mut self, head: usize, branch: u32) {
         let leaves = std::mem::take(&mut self.branches[branch as usize]);
         let dim = self.leaf_centres.row(0).len() - EXTRA;
-        let data: Vec<f32> =
-            leaves.iter().flat_map(|&l| self.leaf_centres.row(l)[..dim].iter().map(|x| x.to_f32())).collect();
+        let data: Vec<f32> = leaves
+            .iter()
+            .flat_map(|&l| self.leaf_centres.row(l)[..dim].iter().map(|&x| Element::to_f32(x)))
+            .collect();
         let points = Points { data: &data, dim };
         let mut groups = Vec::new();
         let all = (0..leaves.len() as u32).collect();
@@ -306,19 +316,21 @@ impl Forest {
                 + within / group.len() as f32)
                 .sqrt();
             self.branch_centres.set(branch, row(&centre, spread));
+            self.settled[branch as usize] = group.len();
             self.branches[branch as usize] = group.iter().map(|&i| leaves[i as usize]).collect();
             group.iter().for_each(|&i| self.branch_of[leaves[i as usize] as usize] = branch);
         }
     }
 
     fn new_leaf(&mut self) -> u32 {
-        self.leaves.push(Vec::new());
+        self.leaves.push();
         self.branch_of.push(0);
         self.leaf_centres.push()
     }
 
     fn new_branch(&mut self, head: usize) -> u32 {
         self.branches.push(Vec::new());
+        self.settled.push(0);
         let branch = self.branch_centres.push();
         self.trees[head].push(branch);
         branch
@@ -332,10 +344,53 @@ impl Forest {
     }
 
     fn truncate(&mut self, n: usize) {
-        for leaf in &mut self.leaves {
-            leaf.truncate(leaf.partition_point(|&t| (t as usize) < n));
-        }
+        self.leaves.truncate(n);
         self.keys.end = self.keys.end.min(n).max(self.keys.start);
+    }
+}
+
+/// The tokens of all leaves, [`LEAF`] at most in each, in pages that never move.
+#[derive(Debug, Default)]
+struct Leaves {
+    lengths: Vec<u8>,
+    pages: Vec<Box<[u32]>>,
+}
+
+impl Leaves {
+    /// Leaves of a page.
+    const PAGE: usize = 1024;
+
+    fn tokens(&self, leaf: u32) -> &[u32] {
+        let (page, slot) = (leaf as usize / Self::PAGE, leaf as usize % Self::PAGE);
+        &self.pages[page][slot * LEAF..][..usize::from(self.lengths[leaf as usize])]
+    }
+
+    /// Adds an empty leaf.
+    fn push(&mut self) {
+        if self.lengths.len() == self.pages.len() * Self::PAGE {
+            self.pages.push(vec![0; Self::PAGE * LEAF].into());
+        }
+        self.lengths.push(0);
+    }
+
+    /// Gives a leaf new tokens, the first [`LEAF`] of those given.
+    fn set(&mut self, leaf: u32, tokens: impl Iterator<Item = u32>) {
+        let (page, slot) = (leaf as usize / Self::PAGE, leaf as usize % Self::PAGE);
+        let slots = &mut self.pages[page][slot * LEAF..][..LEAF];
+        let mut length = 0;
+        for (to, token) in slots.iter_mut().zip(tokens) {
+            *to = token;
+            length += 1;
+        }
+        self.lengths[leaf as usize] = length;
+    }
+
+    /// Takes the tokens from `n` on out of every leaf.
+    fn truncate(&mut self, n: usize) {
+        for leaf in 0..self.lengths.len() {
+            let left = self.tokens(leaf as u32).partition_point(|&t| (t as usize) < n);
+            self.lengths[leaf] = left as u8;
+        }
     }
 }
 

@@ -11,8 +11,9 @@ use super::simd::{Kernel, Load, Operand, Pair, Simd, Single, next_rows, tile, wi
 use crate::{KvView, ListedRequest, Queries, TopK};
 use std::ops::Range;
 
-/// Rows that share what they fetch.
+/// Most rows that share what they fetch, and pieces of work to aim for when rows are fewer.
 const ROW_BLOCK: usize = 512;
+const PIECES: usize = 4;
 
 /// Multiply-adds below which waking another thread costs more than it saves, if every list held 32 keys.
 const SMALL: usize = 1 << 17;
@@ -51,7 +52,8 @@ fn search<M: Operand, E: Load>(
     }
     let group = q.n_heads / kv.n_kv_heads;
     let rows = q.q_len * group;
-    let block = rows.div_ceil(rows.div_ceil(ROW_BLOCK));
+    let blocks = rows.div_ceil(ROW_BLOCK).max(PIECES.div_ceil(kv.n_kv_heads).min(rows));
+    let block = rows.div_ceil(blocks);
     let blocks = rows.div_ceil(block);
     let (indices, scores) = (Shared::new(&mut found.indices), Shared::new(&mut found.scores));
     let is_small = request.lists.len() * 32 * q.head_dim < SMALL;
@@ -82,9 +84,10 @@ fn search<M: Operand, E: Load>(
     found
 }
 
-/// Index in `[q_len, n_heads]` of row `row` of a KV head: tokens outermost, then the heads of its group.
+/// Index in `[q_len, n_heads]` of row `row` of a KV head: heads outermost, since tokens of one head look into the same
+/// lists more often than heads do.
 fn query(q: &Queries, row: usize, group: usize, kv_head: usize) -> usize {
-    row / group * q.n_heads + kv_head * group + row % group
+    row % q.q_len * q.n_heads + kv_head * group + row / q.q_len
 }
 
 /// The best keys of some rows so far.
