@@ -190,6 +190,11 @@ impl Reader<'_> {
         }
     }
 
+    /// Whether the parameter was set.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.values.contains_key(name)
+    }
+
     /// The error of a value out of range.
     pub(crate) fn bad(&self, name: &'static str, value: impl ToString) -> MethodError {
         let expected = self.spec.params.iter().find(|p| p.name == name).map_or("something else", |p| p.range);

@@ -80,19 +80,19 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
         },
         ParamSpec {
             name: "selector",
-            default: "exact",
-            range: "exact, clusters, boxes or halving",
+            default: "clusters; exact with prefill=window or reference",
+            range: "clusters, exact, boxes or halving",
             doc: "how the best keys are found: exact scores every key; clusters looks into the most promising groups of near keys; boxes looks into the blocks of 8 neighbours whose bound is best; halving walks down from chunks of 256 neighbours by a key that stands for each",
         },
         ParamSpec {
             name: "exact_below",
-            default: "32768",
+            default: "16384",
             range: "an integer of at least 0",
-            doc: "up to as many keys every selector scores all",
+            doc: "up to as many keys every selector scores all in context chunks; questions and answers do up to eight times as many",
         },
         ParamSpec {
             name: "probes",
-            default: "128",
+            default: "512",
             range: "an integer of at least 1",
             doc: "selector=clusters, boxes or halving: groups a query of the question or the answer looks into",
         },
@@ -104,9 +104,9 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
         },
         ParamSpec {
             name: "voters",
-            default: "1",
+            default: "4; 1 with prefill=window or reference",
             range: "an integer of at least 1",
-            doc: "in a chunk of the context, one token in so many votes",
+            doc: "beyond exact_below keys, one token in so many of a context chunk votes",
         },
         ParamSpec {
             name: "spread_weight",
@@ -186,11 +186,24 @@ impl ReAttention {
         let span = read.count("span", small)?;
         let spans_that_fit = window.saturating_sub(global + local) / span.max(1);
         let clusters = ClusterSettings {
-            exact_below: read.count("exact_below", 32_768)?,
-            prefill_probes: read.count("prefill_probes", 16)?,
-            probes: read.count("probes", 128)?,
+            reach: Reach {
+                exact_below: read.count("exact_below", 16_384)?,
+                prefill_probes: read.count("prefill_probes", 16)?,
+                probes: read.count("probes", 512)?,
+            },
             spread_weight: read.value("spread_weight", 2.0)?,
         };
+        let reference = read.choice(
+            "reference",
+            &[
+                ("off", Reference::Off),
+                ("published", Reference::Published),
+                ("published-exact", Reference::PublishedExact),
+            ],
+        )?;
+        let prefill_selects = read.choice("prefill", &[("select", true), ("window", false)])?;
+        // An index over keys that nobody searches until the question costs more than searching all keys then.
+        let by_default_exact = reference != Reference::Off || !prefill_selects;
         let method = Self {
             window,
             n_heads: shape.n_heads,
@@ -201,20 +214,13 @@ impl ReAttention {
             clip: read.limit("clip", spans_that_fit.clamp(1, 256))?,
             chunk: read.count("chunk", (local / 2).clamp(1, 512))?,
             question_alone: read.value("question_alone", true)?,
-            prefill_selects: read.choice("prefill", &[("select", true), ("window", false)])?,
-            voters: read.count("voters", 1)?.max(1),
-            selector: selector(&read, clusters)?,
+            prefill_selects,
+            voters: read.count("voters", if by_default_exact { 1 } else { 4 })?,
+            selector: selector(&read, clusters, by_default_exact)?,
             clusters,
             per_kv_head: read.choice("share", &[("layer", false), ("kv_head", true)])?,
             contiguous: read.choice("positions", &[("contiguous", true), ("original", false)])?,
-            reference: read.choice(
-                "reference",
-                &[
-                    ("off", Reference::Off),
-                    ("published", Reference::Published),
-                    ("published-exact", Reference::PublishedExact),
-                ],
-            )?,
+            reference,
         };
         method.check(&read)?;
         Ok(method)
@@ -225,8 +231,9 @@ impl ReAttention {
             ("local", self.local),
             ("span", self.span),
             ("chunk", self.chunk),
-            ("probes", self.clusters.probes),
-            ("prefill_probes", self.clusters.prefill_probes),
+            ("voters", self.voters),
+            ("probes", self.clusters.reach.probes),
+            ("prefill_probes", self.clusters.reach.prefill_probes),
         ] {
             if value == 0 {
                 return Err(read.bad(name, value));
@@ -313,7 +320,8 @@ impl ReAttention {
         let request = self.request(call.step, middle.clone());
         let data: Vec<f32>;
         let mut voters = call.q;
-        if call.step.kind == StepKind::Prefill && self.voters > 1 {
+        let is_long = request.keys.len() > self.clusters.reach.exact_below;
+        if call.step.kind == StepKind::Prefill && is_long && self.voters > 1 {
             let row = call.q.n_heads * call.q.head_dim;
             let tokens = call.q.data.chunks_exact(row).skip(self.voters / 2).step_by(self.voters);
             data = tokens.flatten().copied().collect();
@@ -395,22 +403,27 @@ impl ReAttention {
 }
 
 /// Makes a selector.
-type MakeSelector = fn(ClusterSettings, Reach) -> Box<dyn Selector>;
+type MakeSelector = fn(ClusterSettings) -> Box<dyn Selector>;
 
 /// Every selector by its name.
 const SELECTORS: &[(&str, MakeSelector)] = &[
-    ("exact", |_, _| Box::new(Exact)),
-    ("clusters", |clusters, _| Box::new(Clusters::new(clusters))),
-    ("boxes", |_, reach| Box::new(Boxes::new(reach))),
-    ("halving", |_, reach| Box::new(Halving::new(reach))),
+    ("clusters", |s| Box::new(Clusters::new(s))),
+    ("exact", |_| Box::new(Exact)),
+    ("boxes", |s| Box::new(Boxes::new(s.reach))),
+    ("halving", |s| Box::new(Halving::new(s.reach))),
 ];
 
 /// The selector the settings name.
-fn selector(read: &Reader, clusters: ClusterSettings) -> Result<Box<dyn Selector>, MethodError> {
-    let ClusterSettings { exact_below, prefill_probes, probes, .. } = clusters;
-    let reach = Reach { exact_below, prefill_probes, probes };
-    let make = read.choice("selector", SELECTORS)?;
-    Ok(make(clusters, reach))
+fn selector(
+    read: &Reader,
+    settings: ClusterSettings,
+    by_default_exact: bool,
+) -> Result<Box<dyn Selector>, MethodError> {
+    let make = match read.has("selector") {
+        true => read.choice("selector", SELECTORS)?,
+        false => SELECTORS[usize::from(by_default_exact)].1,
+    };
+    Ok(make(settings))
 }
 
 impl Method for ReAttention {
@@ -431,9 +444,9 @@ impl Method for ReAttention {
             ("prefill", either(self.prefill_selects, "select", "window")),
             ("share", either(self.per_kv_head, "kv_head", "layer")),
             ("selector", self.selector.name().into()),
-            ("exact_below", self.clusters.exact_below.to_string()),
-            ("probes", self.clusters.probes.to_string()),
-            ("prefill_probes", self.clusters.prefill_probes.to_string()),
+            ("exact_below", self.clusters.reach.exact_below.to_string()),
+            ("probes", self.clusters.reach.probes.to_string()),
+            ("prefill_probes", self.clusters.reach.prefill_probes.to_string()),
             ("voters", self.voters.to_string()),
             ("spread_weight", self.clusters.spread_weight.to_string()),
             ("positions", either(self.contiguous, "contiguous", "original")),
@@ -600,7 +613,7 @@ mod tests {
             (vec!["clip=24"], "exceeds the model's window of 512"),
             (vec!["local=600"], "exceeds the model's window"),
             (vec!["share=heads"], "layer or kv_head"),
-            (vec!["selector=magic"], "selector=magic must be exact, clusters, boxes or halving"),
+            (vec!["selector=magic"], "selector=magic must be clusters, exact, boxes or halving"),
             (vec!["probes=0"], "probes=0"),
             (vec!["prefill_probes=0"], "prefill_probes=0"),
             (vec!["reference=published"], "must not exceed 0"),

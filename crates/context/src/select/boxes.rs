@@ -68,7 +68,7 @@ impl Selector for Boxes {
 
     fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
         match self.layers.get(call.layer) {
-            Some(levels) if request.keys.len() > self.reach.exact_below => {
+            Some(levels) if !self.reach.is_exact(call.step.kind, request.keys.len()) => {
                 let probes = self.reach.probes(call.step.kind);
                 let found = levels.top_k(call, q, request, probes, &self.numbers);
                 with_rest(found, levels.end(), call, q, request)

@@ -10,9 +10,9 @@
 //! Inverted lists of content clusters over cached keys are the idea of RetrievalAttention's baselines (arXiv 2409.10516),
 //! ClusterKV (arXiv 2412.03213) and Squeezed Attention (arXiv 2411.09688); here the tree grows with the context.
 
-use super::Selector;
 use super::partition::{Points, partition};
 use super::table::Table;
+use super::{Layers, Reach, Selector, with_rest};
 use crate::methods::{Appended, LayerCall, StepKind};
 use reattention_kernels::{Backend, Element, KvView, ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
@@ -21,7 +21,7 @@ use std::ops::Range;
 const LEAF: usize = 64;
 const BRANCH: usize = 128;
 
-/// Branches a query looks into at least; it is one for every eight leaves.
+/// Branches a query looks into at least; it is one for every two leaves.
 const BRANCHES: usize = 8;
 
 /// Keys that join the tree at once, at least and at most.
@@ -35,11 +35,8 @@ const EXTRA: usize = 4;
 /// What a person may set.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ClusterSettings {
-    /// Up to as many keys all are scored, and no tree is built.
-    pub(crate) exact_below: usize,
-    /// Leaves a query looks into in a chunk of the context, and in questions and answers.
-    pub(crate) prefill_probes: usize,
-    pub(crate) probes: usize,
+    /// How far it looks: a group is a leaf.
+    pub(crate) reach: Reach,
     /// Room for members to be better than their centre.
     pub(crate) spread_weight: f32,
 }
@@ -48,12 +45,12 @@ pub(crate) struct ClusterSettings {
 #[derive(Debug)]
 pub(crate) struct Clusters {
     settings: ClusterSettings,
-    layers: Vec<Option<Forest>>,
+    layers: Layers<Forest>,
 }
 
 impl Clusters {
     pub(crate) fn new(settings: ClusterSettings) -> Self {
-        Self { settings, layers: Vec::new() }
+        Self { settings, layers: Layers::new() }
     }
 }
 
@@ -63,14 +60,9 @@ impl Selector for Clusters {
     }
 
     fn extend(&mut self, new: &Appended, keys: Range<usize>) {
-        if self.layers.len() <= new.layer {
-            self.layers.resize_with(new.layer + 1, || None);
-        }
-        let layer = &mut self.layers[new.layer];
-        if keys.len() <= self.settings.exact_below && layer.is_none() {
-            return;
-        }
-        let forest = layer.get_or_insert_with(|| Forest::new(&new.kv, keys.clone()));
+        let is_long = keys.len() > self.settings.reach.exact_below;
+        let forest = self.layers.due(new.layer, is_long, || Forest::new(&new.kv, keys.clone()));
+        let Some(forest) = forest else { return };
         if forest.keys.end > keys.end {
             forest.truncate(keys.end);
         }
@@ -85,7 +77,7 @@ impl Selector for Clusters {
 
     fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
         match self.layers.get(call.layer) {
-            Some(Some(forest)) if request.keys.len() > self.settings.exact_below => {
+            Some(forest) if !self.settings.reach.is_exact(call.step.kind, request.keys.len()) => {
                 forest.top_k(call, q, request, &self.settings)
             }
             _ => call.backend.top_k(q, &call.kv, request),
@@ -93,7 +85,7 @@ impl Selector for Clusters {
     }
 
     fn truncate(&mut self, n: usize) {
-        self.layers.iter_mut().flatten().filter(|f| f.keys.end > n).for_each(|f| f.truncate(n));
+        self.layers.each().filter(|f| f.keys.end > n).for_each(|f| f.truncate(n));
     }
 }
 
@@ -151,10 +143,7 @@ impl Forest {
         request: &TopKRequest,
         settings: &ClusterSettings,
     ) -> TopK {
-        let probes = match call.step.kind {
-            StepKind::Prefill => settings.prefill_probes,
-            StepKind::Question | StepKind::Decode => settings.probes,
-        };
+        let probes = settings.reach.probes(call.step.kind);
         let mut data = Vec::with_capacity(q.q_len * q.n_heads * (q.head_dim + EXTRA));
         for row in q.data.chunks_exact(q.head_dim) {
             data.extend_from_slice(row);
@@ -164,8 +153,8 @@ impl Forest {
         let rows = Queries { data: &data, head_dim: q.head_dim + EXTRA, ..*q };
         let group = q.n_heads / call.kv.n_kv_heads;
         let trees: Vec<u32> = (0..q.q_len * q.n_heads).map(|i| (i % q.n_heads / group) as u32).collect();
-        let leaves = self.best_leaves(call.backend, &rows, &trees, probes.div_ceil(8).max(BRANCHES), probes);
-        let mut found = call.backend.top_k_listed(
+        let leaves = self.best_leaves(call.backend, &rows, &trees, probes.div_ceil(2).max(BRANCHES), probes);
+        let found = call.backend.top_k_listed(
             q,
             &call.kv,
             &ListedRequest {
@@ -175,11 +164,7 @@ impl Forest {
                 keys: &|leaf| self.leaves.tokens(leaf),
             },
         );
-        if self.keys.end < request.keys.end {
-            let rest = TopKRequest { keys: self.keys.end..request.keys.end, ..request.clone() };
-            found = merge(&found, &call.backend.top_k(q, &call.kv, &rest));
-        }
-        found
+        with_rest(found, self.keys.end, call, q, request)
     }
 
     /// The `n_leaves` best leaves of the `n_branches` best branches for each row, looking into the tree of each.
@@ -399,23 +384,4 @@ fn row(centre: &[f32], spread: f32) -> impl Iterator<Item = f32> + '_ {
     let bias = -centre.iter().map(|x| x * x).sum::<f32>() / 2.0;
     let high = reattention_kernels::bf16::from_f32(bias).to_f32();
     centre.iter().copied().chain([spread, high, bias - high, 0.0])
-}
-
-/// The best of two searches over different keys, those of `b` all younger than those of `a`.
-fn merge(a: &TopK, b: &TopK) -> TopK {
-    let mut merged = a.clone();
-    for row in 0..a.q_len * a.n_heads {
-        let (mut i, mut j) = (row * a.k, row * b.k);
-        let end = (row + 1) * b.k;
-        for slot in row * a.k..(row + 1) * a.k {
-            if j < end && (b.scores[j] > a.scores[i] || a.indices[i] == ListedRequest::NONE) {
-                (merged.scores[slot], merged.indices[slot]) = (b.scores[j], b.indices[j]);
-                j += 1;
-            } else {
-                (merged.scores[slot], merged.indices[slot]) = (a.scores[i], a.indices[i]);
-                i += 1;
-            }
-        }
-    }
-    merged
 }

@@ -78,7 +78,7 @@ impl Selector for Halving {
 
     fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
         match self.layers.get(call.layer) {
-            Some(chunks) if request.keys.len() > self.reach.exact_below => {
+            Some(chunks) if !self.reach.is_exact(call.step.kind, request.keys.len()) => {
                 let probes = self.reach.probes(call.step.kind);
                 let found = chunks.top_k(call, q, request, probes, &self.stages);
                 with_rest(found, chunks.end(), call, q, request)

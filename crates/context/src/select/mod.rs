@@ -41,7 +41,8 @@ pub(crate) trait Selector: Send + Sync + std::fmt::Debug {
 /// How far the selectors look that group keys by their place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reach {
-    /// Up to as many keys all are scored, and no structure is built.
+    /// Up to as many keys a query of the context scores all, and no structure is built; queries of the question or the
+    /// answer do up to eight times as many.
     pub(crate) exact_below: usize,
     /// Groups a query of the context looks into.
     pub(crate) prefill_probes: usize,
@@ -50,6 +51,15 @@ pub(crate) struct Reach {
 }
 
 impl Reach {
+    /// Whether a step scores all of `keys` keys. Questions and answers have few queries and look into many groups, which
+    /// pays only on longer contexts.
+    fn is_exact(&self, kind: StepKind, keys: usize) -> bool {
+        match kind {
+            StepKind::Prefill => keys <= self.exact_below,
+            StepKind::Question | StepKind::Decode => keys <= self.exact_below.saturating_mul(8),
+        }
+    }
+
     /// Groups a query of a step looks into.
     fn probes(&self, kind: StepKind) -> usize {
         match kind {

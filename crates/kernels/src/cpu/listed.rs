@@ -253,21 +253,29 @@ impl<M: Operand, E: Load> Kernel for Scan<'_, '_, M, E> {
         let mut looks = std::mem::take(&mut self.scratch.looks);
         sort(&mut looks, &mut self.scratch.sorted, &mut self.scratch.counts);
         let list_of = |look: &u64| (look >> 32) as u32;
-        let mut groups = looks.chunk_by(|a, b| list_of(a) == list_of(b)).peekable();
-        while let Some(rows) = groups.next() {
-            let keys = (self.request.keys)(list_of(&rows[0]));
-            let ahead = groups.peek().map_or(&[][..], |next| (self.request.keys)(list_of(&next[0])));
+        // Lists are asked for two ahead: the time one takes is too short to fetch the next.
+        let mut ahead = looks.chunk_by(|a, b| list_of(a) == list_of(b));
+        for group in ahead.by_ref().take(2) {
+            // SAFETY: as below.
+            unsafe { self.prefetch::<S>((self.request.keys)(list_of(&group[0]))) }
+        }
+        for group in looks.chunk_by(|a, b| list_of(a) == list_of(b)) {
             // SAFETY: the path's contract; the buffers were sized above.
-            unsafe { self.list::<S>(keys, rows, ahead) }
+            unsafe {
+                if let Some(group) = ahead.next() {
+                    self.prefetch::<S>((self.request.keys)(list_of(&group[0])));
+                }
+                self.list::<S>((self.request.keys)(list_of(&group[0])), group);
+            }
         }
         self.scratch.looks = looks;
     }
 }
 
 impl<M: Operand, E: Load> Scan<'_, '_, M, E> {
-    /// Scores `rows` against the keys of one list, and asks for the keys `ahead` meanwhile.
+    /// Scores `rows` against the keys of one list.
     #[inline(always)]
-    unsafe fn list<S: Simd>(&mut self, keys: &[u32], rows: &[u64], ahead: &[u32]) {
+    unsafe fn list<S: Simd>(&mut self, keys: &[u32], rows: &[u64]) {
         let (dim, width) = (self.store.head_dim, S::COLS * S::LANES);
         let (units, words) = (dim / M::PER_UNIT, dim * size_of::<E>() / 4);
         for keys in keys.chunks(width) {
@@ -300,11 +308,19 @@ impl<M: Operand, E: Load> Scan<'_, '_, M, E> {
                 row += count;
             }
         }
-        for &key in ahead.iter().take(2 * width) {
+    }
+
+    /// Asks for the keys of a list that will be scored later.
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, keys: &[u32]) {
+        let words = self.store.head_dim * size_of::<E>() / 4;
+        for &key in keys {
             let row = self.store.row(self.store.keys, self.kv_head, key as usize).cast::<u32>();
-            for line in (0..words).step_by(16) {
+            let mut line = 0;
+            while line < words {
                 // SAFETY: prefetches need not be readable.
-                unsafe { S::prefetch(row.wrapping_add(line)) }
+                unsafe { S::prefetch_far(row.wrapping_add(line)) }
+                line += 16;
             }
         }
     }
@@ -350,14 +366,16 @@ impl<M: Operand, E: Load> Scan<'_, '_, M, E> {
 /// Copies `words` words.
 #[inline(always)]
 unsafe fn copy<S: Simd>(from: *const f32, words: usize, to: *mut f32) {
-    let whole = words - words % S::LANES;
+    let mut i = 0;
     // SAFETY: `words` words are readable and writable.
     unsafe {
-        for i in (0..whole).step_by(S::LANES) {
+        while i + S::LANES <= words {
             S::store(to.add(i), S::load(from.add(i)));
+            i += S::LANES;
         }
-        for i in whole..words {
+        while i < words {
             to.add(i).write_unaligned(from.add(i).read_unaligned());
+            i += 1;
         }
     }
 }

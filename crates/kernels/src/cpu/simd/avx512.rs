@@ -61,6 +61,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch_far<T>(p: *const T) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
+
+    #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         _mm512_add_ps(a, b)
     }

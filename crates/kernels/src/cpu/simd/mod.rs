@@ -78,6 +78,10 @@ pub(crate) trait Simd: Copy + 'static {
     #[inline(always)]
     unsafe fn prefetch<T>(_p: *const T) {}
 
+    /// Asks for the cache line of `p` to come as far as the second level: more of these can be under way at once.
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(_p: *const T) {}
+
     /// `2^x` for `x` of at most 126, relative error below 3e-7; below -125 zero or as good as.
     #[inline(always)]
     unsafe fn exp2(x: Self::V) -> Self::V {
