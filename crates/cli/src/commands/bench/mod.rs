@@ -20,6 +20,10 @@ pub(crate) struct Args {
     /// Seed of the random tokens.
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
+    /// Read only the first and the last tokens before each length, and make up the cache between: speed at a depth, without
+    /// the hours it takes to get there. The rate of the whole prefill is left out.
+    #[arg(long, conflicts_with = "kernels")]
+    fill: bool,
     /// Show what the time was spent on, part by part.
     #[arg(long, conflicts_with = "kernels")]
     profile: bool,

@@ -64,6 +64,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let session =
             Session::new(Arc::clone(&model), method, rope.clone(), args.model.kv, Arc::clone(&backend));
         let mut reading = Reading::new(session, &ids, profiler.as_deref());
+        reading.fill = args.fill.then_some(args.seed);
         reset_peak();
         for (&length, plan) in lengths.iter().zip(plans) {
             args.output.say(format_args!("{name}: {}", plan.line()));
@@ -101,6 +102,8 @@ struct Reading<'a> {
     session: Session,
     ids: &'a [u32],
     profiler: Option<&'a Profiler>,
+    /// Seed of a cache made up between the first and the last tokens before each length.
+    fill: Option<u64>,
     /// How the longest text is fed, and how long each step fed so far took.
     steps: Vec<Step>,
     times: Vec<Duration>,
@@ -111,7 +114,8 @@ struct Reading<'a> {
 /// What was measured at one length.
 struct Mark {
     length: usize,
-    prefill: Duration,
+    /// Unknown if part of it was made up.
+    prefill: Option<Duration>,
     /// Tokens of the stretch before the end, and its time.
     end: (usize, Duration),
     decode: Duration,
@@ -125,7 +129,7 @@ struct Mark {
 impl<'a> Reading<'a> {
     fn new(session: Session, ids: &'a [u32], profiler: Option<&'a Profiler>) -> Self {
         let steps = session.method().schedule(0..ids.len(), None);
-        Self { session, ids, profiler, steps, times: Vec::new(), spent: Profile::default() }
+        Self { session, ids, profiler, fill: None, steps, times: Vec::new(), spent: Profile::default() }
     }
 
     /// Measures at `length`, which is not below any length measured before, and decodes `decode` tokens.
@@ -139,7 +143,9 @@ impl<'a> Reading<'a> {
         let shared = shared(&own, &self.steps);
         let start = Instant::now();
         self.take();
-        for i in self.times.len()..shared {
+        while self.times.len() < shared {
+            self.fill_from(&own[self.times.len()..shared], length)?;
+            let i = self.times.len();
             let time = self.feed(&own[i], &Logits::None)?.0;
             self.times.push(time);
             progress(Progress::since(start, own[i].tokens.end, length));
@@ -170,7 +176,7 @@ impl<'a> Reading<'a> {
         let phases = self.profiler.map(|p| Phases { prefill: prefill_spent, decode: p.take() });
         let mark = Mark {
             length,
-            prefill: times.iter().sum(),
+            prefill: self.fill.is_none().then(|| times.iter().sum()),
             end: end(&own, &times, if shared > 0 { shared } else { own.len() }),
             decode,
             generated,
@@ -182,6 +188,20 @@ impl<'a> Reading<'a> {
         self.session.truncate(kept)?;
         self.session.unpin();
         Ok(mark)
+    }
+
+    /// Makes up the tokens of those of `steps` that stand between what must be read at the start and before `length`.
+    fn fill_from(&mut self, steps: &[Step], length: usize) -> Result<(), SessionError> {
+        let (Some(seed), Some(first)) = (self.fill, steps.first()) else { return Ok(()) };
+        let read_from = length.saturating_sub(END_TOKENS + first.tokens.len());
+        let filled = steps.iter().take_while(|s| s.tokens.end <= read_from).count().min(steps.len() - 1);
+        if first.tokens.start < END_TOKENS || filled == 0 {
+            return Ok(());
+        }
+        let tokens = first.tokens.start..steps[filled - 1].tokens.end;
+        self.session.fill(&self.ids[tokens.clone()], seed ^ tokens.start as u64)?;
+        self.times.resize(self.times.len() + filled, Duration::ZERO);
+        Ok(())
     }
 
     fn feed(&mut self, step: &Step, want: &Logits) -> Result<(Duration, Vec<f32>), SessionError> {
@@ -217,19 +237,20 @@ fn end(steps: &[Step], times: &[Duration], to: usize) -> (usize, Duration) {
 
 impl Mark {
     /// Tokens a second: prefill, its end, decode.
-    fn rates(&self) -> [f64; 3] {
+    fn rates(&self) -> (Option<f64>, f64, f64) {
         let rate = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
-        [
-            rate(self.length, self.prefill),
+        (
+            self.prefill.map(|time| rate(self.length, time)),
             rate(self.end.0, self.end.1),
             rate(self.generated.len(), self.decode),
-        ]
+        )
     }
 
     fn row(&self, name: &str, plan: &MemoryPlan) -> String {
-        let [prefill, end, decode] = self.rates();
+        let (prefill, end, decode) = self.rates();
+        let prefill = prefill.map_or("-".into(), |rate| format!("{rate:.1}"));
         format!(
-            "| {name} | {} | {prefill:.1} | {end:.1} | {decode:.2} | {} | {} | {} |",
+            "| {name} | {} | {prefill} | {end:.1} | {decode:.2} | {} | {} | {} |",
             self.length,
             self.attended_max,
             self.peak.map_or("-".into(), human),
@@ -238,10 +259,10 @@ impl Mark {
     }
 
     fn json(&self, method: &Value, plan: &MemoryPlan) -> Value {
-        let [prefill, end, decode] = self.rates();
+        let (prefill, end, decode) = self.rates();
         json!({
             "method": method, "length": self.length, "decode": self.generated.len(),
-            "prefill_s": self.prefill.as_secs_f64(), "prefill_tok_s": prefill,
+            "prefill_s": self.prefill.map(|time| time.as_secs_f64()), "prefill_tok_s": prefill,
             "end_tokens": self.end.0, "end_tok_s": end,
             "decode_s": self.decode.as_secs_f64(), "decode_tok_s": decode,
             "attended_max": self.attended_max, "kv_bytes": self.kv_bytes,
@@ -300,8 +321,25 @@ mod tests {
                 let options = GenerateOptions { max_new_tokens: 12, ..GenerateOptions::default() };
                 let answer = alone.generate(&options, None, &Cancel::default(), |_| {}).unwrap();
                 assert_eq!(mark.generated, answer.ids, "{name} {settings:?} at {length}");
-                assert!(mark.end.0 <= length && mark.end.1 <= mark.prefill);
+                assert!(mark.end.0 <= length && Some(mark.end.1) <= mark.prefill);
             }
+        }
+    }
+
+    #[test]
+    fn a_filled_text_is_as_long_and_its_end_is_read() {
+        let package = Package::built_in().unwrap();
+        let engine =
+            package.engine(Arc::new(package.tokenizer().unwrap()), Arc::new(Cpu::new(2).unwrap())).unwrap();
+        let ids = random_ids(30_000, package.config().vocab_size, 3);
+        let mut reading = Reading::new(session(&engine, "reattention", &[]), &ids, None);
+        reading.fill = Some(1);
+        for length in [1000, 9000, 30_000] {
+            let mark = reading.mark(length, 2, |_| {}).unwrap();
+            let expected = if length > 2048 { 2048..2048 + 128 } else { 900..1001 };
+            assert!(expected.contains(&mark.end.0), "{} tokens before {length} were read", mark.end.0);
+            assert_eq!((mark.prefill, mark.generated.len()), (None, 2));
+            assert!(reading.session.len() <= length && reading.session.len() > length - 128);
         }
     }
 
