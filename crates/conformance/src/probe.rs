@@ -2,7 +2,7 @@
 
 use reattention_kernels::profile::Part;
 use reattention_kernels::{
-    Backend, KvView, ListedRequest, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule,
+    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -85,6 +85,10 @@ impl Backend for Probe {
 
     fn top_k_listed(&self, q: &Queries, kv: &KvView, request: &ListedRequest) -> TopK {
         self.inner.top_k_listed(q, kv, request)
+    }
+
+    fn top_k_low_bit(&self, q: &Queries, keys: &LowBitKeys, k: usize) -> TopK {
+        self.inner.top_k_low_bit(q, keys, k)
     }
 
     fn attend(

@@ -1,7 +1,7 @@
 //! The contract between the engine and the arithmetic.
 
 use crate::profile::Part;
-use crate::{KvView, ListedRequest, Matrix, Segment, TopK, TopKRequest};
+use crate::{KvView, ListedRequest, LowBitKeys, Matrix, Segment, TopK, TopKRequest};
 
 /// Raw queries (before RoPE) of the tokens of one step.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +66,13 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Best first, ties to the lower token index. Slots for which the lists held no key (or only scores that are not
     /// numbers) have the index [`ListedRequest::NONE`] and a score of minus infinity.
     fn top_k_listed(&self, q: &Queries, kv: &KvView, request: &ListedRequest) -> TopK;
+
+    /// The `k` keys with the largest products of codes for each query and head, among keys in few bits.
+    ///
+    /// Queries are rounded to 8 bits, with a scale for each query and head; elements that are no numbers become the
+    /// smallest code in keys and zero in queries. Best first, ties to the lower number; fewer than `k` where there are
+    /// fewer keys. A score is the product of the decoded vectors.
+    fn top_k_low_bit(&self, q: &Queries, keys: &LowBitKeys, k: usize) -> TopK;
 
     /// Softmax attention over segments.
     ///

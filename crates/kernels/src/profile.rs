@@ -5,7 +5,7 @@
 //! whatever was marked. Work done between the calls belongs to the part marked last.
 
 use crate::cpu::visible;
-use crate::{Backend, KvView, ListedRequest, Matrix, Pages, Queries, Segment, TopK, TopKRequest};
+use crate::{Backend, KvView, ListedRequest, LowBitKeys, Matrix, Pages, Queries, Segment, TopK, TopKRequest};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -249,6 +249,10 @@ impl Backend for Profiler {
 
     fn top_k_listed(&self, q: &Queries, kv: &KvView, request: &ListedRequest) -> TopK {
         self.charge(Part::Scoring, (0.0, 0.0), || self.inner.top_k_listed(q, kv, request))
+    }
+
+    fn top_k_low_bit(&self, q: &Queries, keys: &LowBitKeys, k: usize) -> TopK {
+        self.charge(Part::Scoring, (0.0, 0.0), || self.inner.top_k_low_bit(q, keys, k))
     }
 
     fn attend(

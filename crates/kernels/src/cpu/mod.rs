@@ -6,6 +6,7 @@ mod elementwise;
 mod keys;
 mod linear;
 mod listed;
+mod low_bit;
 mod path;
 mod pool;
 mod q8_0;
@@ -16,7 +17,7 @@ pub(crate) use attend::visible;
 pub use path::Path;
 
 use crate::profile::AttendClock;
-use crate::{Backend, KvView, ListedRequest, Matrix, Queries, Segment, TopK, TopKRequest};
+use crate::{Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, TopK, TopKRequest};
 use pool::Pool;
 use std::sync::Arc;
 
@@ -135,6 +136,10 @@ impl Backend for Cpu {
 
     fn top_k_listed(&self, q: &Queries, kv: &KvView, request: &ListedRequest) -> TopK {
         listed::top_k_listed(&self.pool, self.path, q, kv, request)
+    }
+
+    fn top_k_low_bit(&self, q: &Queries, keys: &LowBitKeys, k: usize) -> TopK {
+        low_bit::top_k_low_bit(&self.pool, self.path, q, keys, k)
     }
 
     fn attend(

@@ -152,14 +152,14 @@ impl Plan<'_> {
 }
 
 /// The best keys of some rows so far: `[rows, k]`, best first.
-struct Lists {
+pub(super) struct Lists {
     k: usize,
-    scores: Vec<f32>,
-    indices: Vec<u32>,
+    pub(super) scores: Vec<f32>,
+    pub(super) indices: Vec<u32>,
 }
 
 impl Lists {
-    fn new(rows: usize, k: usize, (score, index): (f32, u32)) -> Self {
+    pub(super) fn new(rows: usize, k: usize, (score, index): (f32, u32)) -> Self {
         Self { k, scores: vec![score; rows * k], indices: vec![index; rows * k] }
     }
 
@@ -180,7 +180,7 @@ impl Lists {
     }
 
     /// Takes in the keys of a later range.
-    fn merge(&mut self, later: &Self) {
+    pub(super) fn merge(&mut self, later: &Self) {
         for (slot, (&score, &index)) in later.scores.iter().zip(&later.indices).enumerate() {
             self.insert(slot / self.k, score, index);
         }
@@ -432,7 +432,14 @@ impl<M: Operand, E: Load> Scan<'_, M, E> {
 /// Takes the scores marked in `better` into the list of `row`.
 #[cold]
 #[inline(never)]
-fn take(lists: &mut Lists, worst: &mut f32, row: usize, scores: &[f32; 64], mut better: u64, token: usize) {
+pub(super) fn take(
+    lists: &mut Lists,
+    worst: &mut f32,
+    row: usize,
+    scores: &[f32; 64],
+    mut better: u64,
+    token: usize,
+) {
     while better != 0 {
         let i = better.trailing_zeros() as usize;
         lists.insert(row, scores[i], (token + i) as u32);

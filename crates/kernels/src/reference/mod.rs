@@ -1,6 +1,9 @@
 //! The plain backend: f32 with sums in f64, one loop a formula, nothing clever. Fast backends are tested against it.
 
-use crate::{Backend, KvView, ListedRequest, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule};
+use crate::low_bit::LowBitQuery;
+use crate::{
+    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule,
+};
 
 /// Plain f32 arithmetic on the calling thread.
 #[derive(Clone, Copy, Debug, Default)]
@@ -105,6 +108,36 @@ impl Backend for Reference {
             for (slot, &(score, t)) in scores.iter().take(request.k).enumerate() {
                 found.indices[row * request.k + slot] = t;
                 found.scores[row * request.k + slot] = score;
+            }
+        }
+        found
+    }
+
+    fn top_k_low_bit(&self, q: &Queries, keys: &LowBitKeys, k: usize) -> TopK {
+        keys.check(q);
+        let (group, fields) = (q.n_heads / keys.n_kv_heads(), 8 / keys.bits());
+        let mut found = TopK::unfilled(q.q_len, q.n_heads, k.min(keys.len()));
+        for row in 0..q.q_len * q.n_heads {
+            let (token, head) = (row / q.n_heads, row % q.n_heads);
+            let query = LowBitQuery::new(keys, q.row(token, head));
+            let mut scores: Vec<(f32, u32)> = Vec::with_capacity(keys.len());
+            for t in 0..keys.len() {
+                let (codes, scales) = keys.tile(head / group, t - t % LowBitKeys::TILE);
+                let mut product = -query.excess;
+                for (i, &word) in query.words.iter().enumerate() {
+                    let code = codes[i / fields * LowBitKeys::TILE + t % LowBitKeys::TILE];
+                    let mask = (1 << keys.bits()) - 1;
+                    for byte in 0..4 {
+                        let of_key = code >> (8 * byte + i % fields * keys.bits()) & mask;
+                        product += of_key as i32 * i32::from((word >> (8 * byte)) as u8 as i8);
+                    }
+                }
+                scores.push((product as f32 * scales[t % LowBitKeys::TILE].to_f32(), t as u32));
+            }
+            scores.sort_by(best_first);
+            for (slot, &(score, t)) in scores.iter().take(found.k).enumerate() {
+                found.indices[row * found.k + slot] = t;
+                found.scores[row * found.k + slot] = score * query.scale;
             }
         }
         found

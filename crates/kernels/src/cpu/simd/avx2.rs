@@ -113,6 +113,27 @@ impl Simd for Avx2 {
         _mm256_and_ps(scaled, _mm256_cmp_ps::<_CMP_GE_OQ>(n, _mm256_set1_ps(-125.0)))
     }
     #[inline(always)]
+    unsafe fn dot_quads(acc: __m256, a: __m256, b: __m256) -> __m256 {
+        // The instruction that multiplies bytes saturates sums of two products: even and odd bytes go as 16-bit numbers.
+        let (acc, a, b) = (_mm256_castps_si256(acc), _mm256_castps_si256(a), _mm256_castps_si256(b));
+        let even_a = _mm256_and_si256(a, _mm256_set1_epi16(0xff));
+        let even_b = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b));
+        let even = _mm256_madd_epi16(even_a, even_b);
+        let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(a), _mm256_srai_epi16::<8>(b));
+        _mm256_castsi256_ps(_mm256_add_epi32(acc, _mm256_add_epi32(even, odd)))
+    }
+    #[inline(always)]
+    unsafe fn field<const BITS: usize>(v: __m256, field: usize) -> __m256 {
+        let shifted = _mm256_srl_epi32(_mm256_castps_si256(v), _mm_cvtsi32_si128((field * BITS) as i32));
+        let mask = _mm256_set1_epi8(((1u16 << BITS) - 1) as i8);
+        _mm256_castsi256_ps(_mm256_and_si256(shifted, mask))
+    }
+    #[inline(always)]
+    unsafe fn ints_to_floats(v: __m256) -> __m256 {
+        _mm256_cvtepi32_ps(_mm256_castps_si256(v))
+    }
+
+    #[inline(always)]
     unsafe fn dot_pairs(acc: __m256, a: __m256, b: __m256) -> __m256 {
         let mask = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000u32 as i32));
         let low = |v: __m256| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(v)));

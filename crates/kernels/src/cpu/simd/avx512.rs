@@ -14,6 +14,7 @@ pub(crate) fn available() -> bool {
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512vnni")
         && is_x86_feature_detected!("fma")
 }
 
@@ -22,7 +23,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const COLS: usize = 4;
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
     unsafe fn call<K: Kernel>(kernel: K) {
         kernel.run::<Self>()
     }
@@ -117,6 +118,22 @@ impl Simd for Avx512 {
             std::mem::transmute::<__m512, __m512bh>(a),
             std::mem::transmute::<__m512, __m512bh>(b),
         )
+    }
+
+    #[inline(always)]
+    unsafe fn dot_quads(acc: __m512, a: __m512, b: __m512) -> __m512 {
+        let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
+        _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(acc), a, b))
+    }
+    #[inline(always)]
+    unsafe fn field<const BITS: usize>(v: __m512, field: usize) -> __m512 {
+        let shifted = _mm512_srl_epi32(_mm512_castps_si512(v), _mm_cvtsi32_si128((field * BITS) as i32));
+        let mask = _mm512_set1_epi8(((1u16 << BITS) - 1) as i8);
+        _mm512_castsi512_ps(_mm512_and_si512(shifted, mask))
+    }
+    #[inline(always)]
+    unsafe fn ints_to_floats(v: __m512) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_castps_si512(v))
     }
 
     #[inline(always)]

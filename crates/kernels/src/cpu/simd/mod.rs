@@ -74,6 +74,37 @@ pub(crate) trait Simd: Copy + 'static {
     /// `acc + a₀b₀ + a₁b₁` in each lane, for lanes that hold two bf16.
     unsafe fn dot_pairs(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
 
+    /// For lanes that hold four bytes: adds the products of the bytes of `a` (unsigned) and `b` (signed) to the integer in
+    /// each lane of `acc`.
+    #[inline(always)]
+    unsafe fn dot_quads(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        let (mut sums, a, b) = (words::<Self>(acc), words::<Self>(a), words::<Self>(b));
+        for i in 0..Self::LANES {
+            for byte in [0, 8, 16, 24] {
+                let product = i32::from((a[i] >> byte) as u8) * i32::from((b[i] >> byte) as u8 as i8);
+                sums[i] = sums[i].wrapping_add(product as u32);
+            }
+        }
+        Self::load(sums.as_ptr().cast())
+    }
+
+    /// Field `field` of `BITS` bits of every byte.
+    #[inline(always)]
+    unsafe fn field<const BITS: usize>(v: Self::V, field: usize) -> Self::V {
+        let mut v = words::<Self>(v);
+        for word in &mut v {
+            *word = (*word >> (field * BITS)) & (((1 << BITS) - 1) * 0x0101_0101);
+        }
+        Self::load(v.as_ptr().cast())
+    }
+
+    /// The integers in the lanes as f32.
+    #[inline(always)]
+    unsafe fn ints_to_floats(v: Self::V) -> Self::V {
+        let floats = words::<Self>(v).map(|x| x as i32 as f32);
+        Self::load(floats.as_ptr())
+    }
+
     /// Asks for the cache line of `p`, which need not be readable.
     #[inline(always)]
     unsafe fn prefetch<T>(_p: *const T) {}
@@ -136,6 +167,14 @@ pub(crate) trait Simd: Copy + 'static {
             *dst.add(i) = u32::from((*a.add(i)).to_bits()) | u32::from((*b.add(i)).to_bits()) << 16;
         }
     }
+}
+
+/// The bits in the lanes of a vector, zeros after them.
+#[inline(always)]
+unsafe fn words<S: Simd>(v: S::V) -> [u32; 16] {
+    let mut words = [0u32; 16];
+    S::store(words.as_mut_ptr().cast(), v);
+    words
 }
 
 /// Rows of a register tile.
