@@ -8,7 +8,9 @@
 use super::vote::{SpanRule, select};
 use super::{Appended, LayerCall, Method, Selection, Step, StepKind, View, chunks, question_apart};
 use crate::ModelShape;
-use crate::select::{Boxes, ClusterSettings, Clusters, Exact, Halving, Reach, Selector};
+use crate::select::{
+    Boxes, ClusterSettings, Clusters, Exact, Halving, LowBit, LowBitSettings, Reach, Reuse, Selector,
+};
 use crate::settings::{MethodError, MethodSpec, ParamSpec, Reader, Settings};
 use reattention_kernels::{Band, HeadPairing, KeySet, Position, Queries, Segment, TopKRequest, TopKRule};
 use std::ops::Range;
@@ -81,8 +83,8 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
         ParamSpec {
             name: "selector",
             default: "clusters; exact with prefill=window or reference",
-            range: "clusters, exact, boxes or halving",
-            doc: "how the best keys are found: exact scores every key; clusters looks into the most promising groups of near keys; boxes looks into the blocks of 8 neighbours whose bound is best; halving walks down from chunks of 256 neighbours by a key that stands for each",
+            range: "clusters, exact, low_bit, boxes or halving",
+            doc: "how the best keys are found: exact scores every key; clusters looks into the most promising groups of near keys; low_bit scores every key by a copy in few bits; boxes looks into the blocks of 8 neighbours whose bound is best; halving walks down from chunks of 256 neighbours by a key that stands for each",
         },
         ParamSpec {
             name: "exact_below",
@@ -113,6 +115,24 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
             default: "2",
             range: "a number of at least 0",
             doc: "selector=clusters: how much more a wide group promises than its centre",
+        },
+        ParamSpec {
+            name: "bits",
+            default: "4",
+            range: "8, 4 or 2",
+            doc: "selector=low_bit: bits of an element of a key's copy",
+        },
+        ParamSpec {
+            name: "candidates",
+            default: "4 * top_k",
+            range: "an integer of at least top_k",
+            doc: "selector=low_bit: keys of each query and head that are scored again as they are",
+        },
+        ParamSpec {
+            name: "reuse",
+            default: "off",
+            range: "a number above 0 and up to 1, or off",
+            doc: "an answer token takes the last search's keys while the cosine of its query with that search's is at least this",
         },
         ParamSpec {
             name: "positions",
@@ -156,6 +176,9 @@ pub struct ReAttention {
     voters: usize,
     selector: Box<dyn Selector>,
     clusters: ClusterSettings,
+    low_bit: LowBitSettings,
+    /// The least cosine at which a search is reused.
+    reuse: Option<f32>,
 }
 
 impl ReAttention {
@@ -204,20 +227,35 @@ impl ReAttention {
         let prefill_selects = read.choice("prefill", &[("select", true), ("window", false)])?;
         // An index over keys that nobody searches until the question costs more than searching all keys then.
         let by_default_exact = reference != Reference::Off || !prefill_selects;
+        let top_k = read.count("top_k", 4)?;
+        let low_bit = LowBitSettings {
+            reach: clusters.reach,
+            bits: read.choice("bits", &[("4", 4), ("8", 8), ("2", 2)])?,
+            candidates: read.count("candidates", 4 * top_k)?,
+        };
+        let reuse = match read.value("reuse", String::from("off"))?.as_str() {
+            "off" => None,
+            text => {
+                let cosine = text.parse().ok().filter(|c| *c > 0.0 && *c <= 1.0);
+                Some(cosine.ok_or_else(|| read.bad("reuse", text))?)
+            }
+        };
         let method = Self {
             window,
             n_heads: shape.n_heads,
             global,
             local,
             span,
-            top_k: read.count("top_k", 4)?,
+            top_k,
             clip: read.limit("clip", spans_that_fit.clamp(1, 256))?,
             chunk: read.count("chunk", (local / 2).clamp(1, 512))?,
             question_alone: read.value("question_alone", true)?,
             prefill_selects,
             voters: read.count("voters", if by_default_exact { 1 } else { 4 })?,
-            selector: selector(&read, clusters, by_default_exact)?,
+            selector: selector(&read, clusters, low_bit, reuse, by_default_exact)?,
             clusters,
+            low_bit,
+            reuse,
             per_kv_head: read.choice("share", &[("layer", false), ("kv_head", true)])?,
             contiguous: read.choice("positions", &[("contiguous", true), ("original", false)])?,
             reference,
@@ -258,6 +296,12 @@ impl ReAttention {
             return Err(
                 read.contradiction("share=kv_head does not exist in the published code; leave reference=off")
             );
+        }
+        if self.low_bit.candidates < self.top_k {
+            return Err(read.bad("candidates", self.low_bit.candidates));
+        }
+        if self.reuse.is_some() && self.published() {
+            return Err(read.contradiction("reuse does not exist in the published code; leave reference=off"));
         }
         if self.selector.name() != "exact" && self.published() {
             return Err(read.contradiction(format!(
@@ -403,27 +447,34 @@ impl ReAttention {
 }
 
 /// Makes a selector.
-type MakeSelector = fn(ClusterSettings) -> Box<dyn Selector>;
+type MakeSelector = fn(ClusterSettings, LowBitSettings) -> Box<dyn Selector>;
 
 /// Every selector by its name.
 const SELECTORS: &[(&str, MakeSelector)] = &[
-    ("clusters", |s| Box::new(Clusters::new(s))),
-    ("exact", |_| Box::new(Exact)),
-    ("boxes", |s| Box::new(Boxes::new(s.reach))),
-    ("halving", |s| Box::new(Halving::new(s.reach))),
+    ("clusters", |s, _| Box::new(Clusters::new(s))),
+    ("exact", |_, _| Box::new(Exact)),
+    ("low_bit", |_, s| Box::new(LowBit::new(s))),
+    ("boxes", |s, _| Box::new(Boxes::new(s.reach))),
+    ("halving", |s, _| Box::new(Halving::new(s.reach))),
 ];
 
-/// The selector the settings name.
+/// The selector the settings name, its searches reused if they say so.
 fn selector(
     read: &Reader,
-    settings: ClusterSettings,
+    clusters: ClusterSettings,
+    low_bit: LowBitSettings,
+    reuse: Option<f32>,
     by_default_exact: bool,
 ) -> Result<Box<dyn Selector>, MethodError> {
     let make = match read.has("selector") {
         true => read.choice("selector", SELECTORS)?,
         false => SELECTORS[usize::from(by_default_exact)].1,
     };
-    Ok(make(settings))
+    let selector = make(clusters, low_bit);
+    Ok(match reuse {
+        Some(least) => Box::new(Reuse::new(selector, least)),
+        None => selector,
+    })
 }
 
 impl Method for ReAttention {
@@ -449,6 +500,9 @@ impl Method for ReAttention {
             ("prefill_probes", self.clusters.reach.prefill_probes.to_string()),
             ("voters", self.voters.to_string()),
             ("spread_weight", self.clusters.spread_weight.to_string()),
+            ("bits", self.low_bit.bits.to_string()),
+            ("candidates", self.low_bit.candidates.to_string()),
+            ("reuse", self.reuse.map_or("off".into(), |cosine| cosine.to_string())),
             ("positions", either(self.contiguous, "contiguous", "original")),
             (
                 "reference",
@@ -510,7 +564,7 @@ impl Method for ReAttention {
     }
 
     fn is_view_stateless(&self) -> bool {
-        true
+        self.reuse.is_none()
     }
 
     fn largest_step(&self) -> usize {
@@ -613,9 +667,13 @@ mod tests {
             (vec!["clip=24"], "exceeds the model's window of 512"),
             (vec!["local=600"], "exceeds the model's window"),
             (vec!["share=heads"], "layer or kv_head"),
-            (vec!["selector=magic"], "selector=magic must be clusters, exact, boxes or halving"),
+            (vec!["selector=magic"], "selector=magic must be clusters, exact, low_bit, boxes or halving"),
             (vec!["probes=0"], "probes=0"),
             (vec!["prefill_probes=0"], "prefill_probes=0"),
+            (vec!["bits=3"], "bits=3 must be 8, 4 or 2"),
+            (vec!["candidates=3"], "candidates=3 must be an integer of at least top_k"),
+            (vec!["reuse=0"], "reuse=0 must be"),
+            (vec!["reuse=1.5"], "reuse=1.5 must be"),
             (vec!["reference=published"], "must not exceed 0"),
             (
                 vec!["reference=published-exact", "local=256", "chunk=64", "clip=1", "selector=boxes"],

@@ -7,7 +7,9 @@ mod boxes;
 mod clusters;
 mod exact;
 mod halving;
+mod low_bit;
 mod partition;
+mod reuse;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -16,6 +18,8 @@ pub(crate) use boxes::Boxes;
 pub(crate) use clusters::{ClusterSettings, Clusters};
 pub(crate) use exact::Exact;
 pub(crate) use halving::Halving;
+pub(crate) use low_bit::{LowBit, LowBitSettings};
+pub(crate) use reuse::Reuse;
 
 use crate::methods::{Appended, LayerCall, StepKind};
 use reattention_kernels::{ListedRequest, Queries, TopK, TopKRequest};
@@ -96,6 +100,16 @@ impl<T> Layers<T> {
     fn each(&mut self) -> impl Iterator<Item = &mut T> {
         self.0.iter_mut().flatten()
     }
+}
+
+/// The best `k` keys of each query and head among its `candidates`, scored as they are.
+fn among(call: &LayerCall, q: &Queries, k: usize, candidates: &TopK) -> TopK {
+    let own = |row: u32| {
+        let own = &candidates.indices[row as usize * candidates.k..][..candidates.k];
+        &own[..own.iter().position(|&i| i == ListedRequest::NONE).unwrap_or(own.len())]
+    };
+    let rows: Vec<u32> = (0..(q.q_len * q.n_heads) as u32).collect();
+    call.backend.top_k_listed(q, &call.kv, &ListedRequest { k, lists: &rows, per_row: 1, keys: &own })
 }
 
 /// The result `found` of a search over the keys of `request` below `end`, with all later ones scored.

@@ -82,10 +82,14 @@ impl Layer {
 /// Every selector with this reach.
 fn all(exact_below: usize, probes: usize) -> Vec<Box<dyn Selector>> {
     let reach = Reach { exact_below, prefill_probes: probes, probes };
+    let low_bit = |bits| LowBitSettings { reach, bits, candidates: probes };
     vec![
         Box::new(Clusters::new(ClusterSettings { reach, spread_weight: 2.0 })),
         Box::new(Boxes::new(reach)),
         Box::new(Halving::new(reach)),
+        Box::new(LowBit::new(low_bit(8))),
+        Box::new(LowBit::new(low_bit(4))),
+        Box::new(LowBit::new(low_bit(2))),
     ]
 }
 
@@ -116,10 +120,11 @@ fn a_narrow_reach_finds_less_but_not_below_exact_below() {
     let want = layer.search(&mut Exact, &q, StepKind::Prefill);
     for s in &mut selectors {
         let found = layer.search(s.as_mut(), &q, StepKind::Prefill);
-        assert!(found != want, "{}: random keys cannot be found in a few of a thousand blocks", s.name());
+        // Few bits and no candidates to spare lose some keys, and blocks of neighbours most random ones.
+        assert!(found != want, "{}", s.name());
         let exact: f32 = want.scores.iter().sum();
         let got: f32 = found.scores.iter().sum();
-        assert!(got > exact / 4.0 && got < exact, "{}: {got} of {exact}", s.name());
+        assert!(got > exact / 4.0 && got <= exact, "{}: {got} of {exact}", s.name());
     }
 }
 
@@ -154,4 +159,48 @@ fn what_was_truncated_is_forgotten_and_may_come_again() {
             assert!(got == want, "{} with {probes} probes, cut to {cuts:?}", s.name());
         }
     }
+}
+
+#[test]
+fn a_search_is_reused_while_the_query_barely_turns() {
+    let mut layer = Layer::new();
+    let mut selectors: Vec<Box<dyn Selector>> = vec![Box::new(Reuse::new(Box::new(Exact), 0.9))];
+    layer.feed(&mut selectors, 3000, StepKind::Prefill);
+    let q = layer.queries(1);
+    let near: Vec<f32> = layer.queries(1).iter().zip(&q).map(|(n, q)| q + 0.3 * n).collect();
+    let far = layer.queries(1);
+    let mut reused = |layer: &Layer, q: &[f32], kind| layer.search(selectors[0].as_mut(), q, kind);
+    let exact = |layer: &Layer, q: &[f32]| layer.search(&mut Exact, q, StepKind::Decode);
+
+    let first = reused(&layer, &q, StepKind::Decode);
+    assert_eq!(first, exact(&layer, &q));
+    let again = reused(&layer, &near, StepKind::Decode);
+    assert_ne!(again, exact(&layer, &near), "another search would have found other keys");
+    for head in 0..tiny_shape().n_heads {
+        let (mut got, mut want) = (again.row(0, head).to_vec(), first.row(0, head).to_vec());
+        got.sort_unstable();
+        want.sort_unstable();
+        assert_eq!(got, want, "the keys of the last search");
+    }
+    assert_eq!(reused(&layer, &near, StepKind::Question), exact(&layer, &near), "questions search");
+
+    // Keys that have joined since are looked at.
+    let mut none: Vec<Box<dyn Selector>> = Vec::new();
+    layer.feed(&mut none, 2000, StepKind::Decode);
+    let grown = reused(&layer, &near, StepKind::Decode);
+    assert!(grown.indices.iter().any(|&i| i >= 3000), "two fifths of the keys are new");
+    assert!(grown.indices.iter().filter(|&&i| i < 3000).all(|i| first.indices.contains(i)));
+
+    assert_eq!(reused(&layer, &far, StepKind::Decode), exact(&layer, &far), "a query that turned searches");
+    layer.truncate(&mut none, 4000);
+    assert_eq!(
+        reused(&layer, &far, StepKind::Decode),
+        exact(&layer, &far),
+        "keys that are gone are not reused"
+    );
+    selectors[0].truncate(3500);
+    layer.truncate(&mut none, 3500);
+    layer.feed(&mut none, 800, StepKind::Decode);
+    let found = layer.search(selectors[0].as_mut(), &far, StepKind::Decode);
+    assert_eq!(found, exact(&layer, &far), "a truncated search is forgotten");
 }
