@@ -162,6 +162,9 @@ enum Reference {
 pub struct ReAttention {
     window: usize,
     n_heads: usize,
+    /// KV heads of all layers, and the length of their keys.
+    kv_heads: usize,
+    head_dim: usize,
     global: usize,
     local: usize,
     span: usize,
@@ -243,6 +246,8 @@ impl ReAttention {
         let method = Self {
             window,
             n_heads: shape.n_heads,
+            kv_heads: shape.n_layers * shape.n_kv_heads,
+            head_dim: shape.head_dim,
             global,
             local,
             span,
@@ -569,6 +574,13 @@ impl Method for ReAttention {
 
     fn largest_step(&self) -> usize {
         if self.published() { self.chunk.max(self.global + self.local) } else { self.chunk }
+    }
+
+    fn extra_bytes(&self, n: usize) -> usize {
+        if n <= self.clusters.reach.exact_below {
+            return 0;
+        }
+        (n as f64 * self.kv_heads as f64 * self.selector.bytes_per_key(self.head_dim)) as usize
     }
 
     fn step_bytes(&self, q_len: usize) -> usize {

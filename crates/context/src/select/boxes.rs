@@ -82,6 +82,11 @@ impl Selector for Boxes {
             levels.truncate(n);
         }
     }
+
+    fn bytes_per_key(&self, head_dim: usize) -> f64 {
+        // Two bounds of two bytes for each element of a box.
+        (4 * head_dim) as f64 * (1.0 / SMALL as f64 + 1.0 / LARGE as f64)
+    }
 }
 
 impl Levels {

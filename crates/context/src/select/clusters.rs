@@ -14,7 +14,7 @@ use super::partition::{Points, partition};
 use super::table::Table;
 use super::{Layers, Reach, Selector, with_rest};
 use crate::methods::{Appended, LayerCall, StepKind};
-use reattention_kernels::{Backend, Element, KvView, ListedRequest, Queries, TopK, TopKRequest};
+use reattention_kernels::{Backend, Element, bf16, KvView, ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
 
 /// Most keys of a leaf, and most leaves of a branch.
@@ -86,6 +86,12 @@ impl Selector for Clusters {
 
     fn truncate(&mut self, n: usize) {
         self.layers.each().filter(|f| f.keys.end > n).for_each(|f| f.truncate(n));
+    }
+
+    fn bytes_per_key(&self, head_dim: usize) -> f64 {
+        // A leaf is cut at LEAF + 1 keys, so it holds some two thirds of LEAF; beside it stand its centre and its branch.
+        let leaf = LEAF * size_of::<u32>() + (head_dim + EXTRA) * size_of::<bf16>() + 2 * size_of::<u32>();
+        leaf as f64 / (LEAF as f64 * 2.0 / 3.0)
     }
 }
 
@@ -382,6 +388,6 @@ impl Leaves {
 /// A centre as its table holds it.
 fn row(centre: &[f32], spread: f32) -> impl Iterator<Item = f32> + '_ {
     let bias = -centre.iter().map(|x| x * x).sum::<f32>() / 2.0;
-    let high = reattention_kernels::bf16::from_f32(bias).to_f32();
+    let high = bf16::from_f32(bias).to_f32();
     centre.iter().copied().chain([spread, high, bias - high, 0.0])
 }

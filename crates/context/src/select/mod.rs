@@ -40,6 +40,11 @@ pub(crate) trait Selector: Send + Sync + std::fmt::Debug {
 
     /// Forgets the tokens from `n` on.
     fn truncate(&mut self, _n: usize) {}
+
+    /// Memory of its structure for each key of a KV head, in bytes, for planning.
+    fn bytes_per_key(&self, _head_dim: usize) -> f64 {
+        0.0
+    }
 }
 
 /// How far the selectors look that group keys by their place.
