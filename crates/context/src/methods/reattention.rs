@@ -23,7 +23,7 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
     name: "reattention",
     paper: "ReAttention: Training-Free Infinite Context with Finite Attention Scope (arXiv 2407.15176)",
     summary: "picks the few thousand cached tokens that matter by raw q·k over all of them, then attends at contiguous positions",
-    cost: "time O(n²) in prefill (O(n) with prefill=window) and O(n) per answer token for the selection, attention O(1); memory O(n)",
+    cost: "selection per token: O(n/8192) plus a constant by default, O(n) with selector=exact, none in the context with prefill=window; attention O(1); memory O(n), clusters add up to 10 %",
     suits: "all models without sliding-window layers",
     params: &[
         ParamSpec {
@@ -106,7 +106,7 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
         },
         ParamSpec {
             name: "voters",
-            default: "4; 1 with prefill=window or reference",
+            default: "4; 1 with selector=exact",
             range: "an integer of at least 1",
             doc: "beyond exact_below keys, one token in so many of a context chunk votes",
         },
@@ -243,6 +243,7 @@ impl ReAttention {
                 Some(cosine.ok_or_else(|| read.bad("reuse", text))?)
             }
         };
+        let chosen = selector(&read, clusters, low_bit, reuse, by_default_exact)?;
         let method = Self {
             window,
             n_heads: shape.n_heads,
@@ -256,8 +257,8 @@ impl ReAttention {
             chunk: read.count("chunk", (local / 2).clamp(1, 512))?,
             question_alone: read.value("question_alone", true)?,
             prefill_selects,
-            voters: read.count("voters", if by_default_exact { 1 } else { 4 })?,
-            selector: selector(&read, clusters, low_bit, reuse, by_default_exact)?,
+            voters: read.count("voters", if chosen.name() == "exact" { 1 } else { 4 })?,
+            selector: chosen,
             clusters,
             low_bit,
             reuse,

@@ -14,7 +14,7 @@ use super::partition::{Points, partition};
 use super::table::Table;
 use super::{Layers, Reach, Selector, with_rest};
 use crate::methods::{Appended, LayerCall, StepKind};
-use reattention_kernels::{Backend, Element, bf16, KvView, ListedRequest, Queries, TopK, TopKRequest};
+use reattention_kernels::{Backend, Element, KvView, ListedRequest, Queries, TopK, TopKRequest, bf16};
 use std::ops::Range;
 
 /// Most keys of a leaf, and most leaves of a branch.
