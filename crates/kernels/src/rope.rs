@@ -82,6 +82,14 @@ impl RopeTable {
         Some([coarse, &self.fine[p % FINE * row..][..row]])
     }
 
+    /// Cosines, then sines, of the first `positions` (at most 256) positions, without the multiplier: `[positions, 2,
+    /// head_dim / 2]`.
+    ///
+    /// Turning by `a + b` is turning by `a` ([`Self::cos_sin`]) and then by `b`.
+    pub(crate) fn near(&self, positions: usize) -> &[f32] {
+        &self.fine[..positions * 2 * self.inv_freq.len()]
+    }
+
     /// Rotates `row: [head_dim]` in place by `position`.
     pub fn rotate(&self, position: i64, row: &mut [f32]) {
         let pairs = self.inv_freq.len();

@@ -68,6 +68,7 @@ pub enum Position {
 
 impl Position {
     /// The position of the key or query with this token index and rank.
+    #[inline]
     pub fn at(self, index: usize, rank: usize) -> i64 {
         match self {
             Self::Index { offset } => index as i64 + offset,

@@ -118,6 +118,46 @@ fn agrees_with_the_reference_over_random_segments() {
     }
 }
 
+/// Few rows and whole heads take a way of their own: every number of rows, with gaps, bands and several segments.
+#[test]
+fn few_rows_agree_with_the_reference() {
+    let mut rng = Rng(25);
+    for (i, (group, q_len)) in [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (4, 1),
+        (5, 1),
+        (6, 1),
+        (7, 1),
+        (8, 1),
+        (9, 1),
+        (16, 1),
+        (1, 8),
+        (2, 3),
+        (1, 5),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for head_dim in [64, 128, rng.pick(&[16, 32, 48, 80, 96, 112, 192, 256])] {
+            let len = rng.int(400, 2500);
+            let shape = Shape {
+                half: i % 4 != 3,
+                head_dim,
+                n_kv_heads: rng.int(1, 2),
+                group,
+                q_len,
+                len,
+                first: len - q_len,
+            };
+            let ropes = [rope(head_dim, 10_000.0, 1.0), rope(head_dim, 500_000.0, 1.1)];
+            let views = vec![(0..rng.int(1, 3)).map(|_| segment(&mut rng, len, &ropes)).collect()];
+            check(&shape, &views, &mut rng);
+        }
+    }
+}
+
 #[test]
 fn causal_chunks_cross_tiles_blocks_and_pages() {
     let mut rng = Rng(21);

@@ -5,6 +5,7 @@
 //! merged by log-sum-exp in a fixed order. Logits are kept in base two: `scale · log2(e)` is folded into the queries.
 
 use super::Path;
+use super::attend_few::{FewRows, suits};
 use super::attend_piece::{Piece, Scratch, State};
 use super::keys::{Store, Typed, typed};
 use super::pool::{Pool, Shared};
@@ -144,7 +145,8 @@ impl Call<'_> {
             let share = keys.div_ceil(ranges);
             let runs = cut(runs, range * share..(range + 1) * share);
             let mut state = std::mem::take(&mut scratch.state);
-            state.reset(tokens(b).len() * group, dim);
+            let rows = tokens(b).len() * group;
+            state.reset(rows, dim);
             let (scale, tokens) = (self.scale, tokens(b));
             let piece_work = Piece::<M, E> {
                 q,
@@ -160,7 +162,13 @@ impl Call<'_> {
                 operand: M::default(),
             };
             // SAFETY: the backend only holds available paths.
-            unsafe { self.path.call(piece_work) }
+            unsafe {
+                if suits(rows, dim, M::PER_UNIT, self.path.lanes()) {
+                    self.path.call(FewRows(piece_work))
+                } else {
+                    self.path.call(piece_work)
+                }
+            }
             if ranges == 1 {
                 finish(kv_head, b, &state);
                 scratch.state = state;

@@ -1,6 +1,7 @@
 //! One piece of attention: the rows of a block of queries and one KV head against some runs of keys.
 
 use super::attend::{Run, visible};
+use super::attend_few;
 use super::keys::Store;
 use super::simd::{Kernel, Load, MAX_ROWS, Operand, Simd, next_rows, tile, with_rows};
 use crate::profile::AttendClock;
@@ -19,9 +20,9 @@ const GROUP: usize = 16;
 #[derive(Default)]
 pub(crate) struct State {
     dim: usize,
-    stride: usize,
+    pub(crate) stride: usize,
     /// `[rows, stride]`, not yet divided by the sum.
-    out: Vec<f32>,
+    pub(crate) out: Vec<f32>,
     /// Largest logit of each row, base two.
     pub(crate) max: Vec<f32>,
     /// Sum of the weights of each row, relative to the largest.
@@ -30,10 +31,11 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn reset(&mut self, rows: usize, dim: usize) {
+        let padded = attend_few::padded(rows);
         // Sixteen is a multiple of every path's lanes.
         (self.dim, self.stride) = (dim, dim.next_multiple_of(16));
         self.out.clear();
-        self.out.resize(rows * self.stride, 0.0);
+        self.out.resize(padded * self.stride, 0.0);
         self.max.clear();
         self.max.resize(rows, f32::NEG_INFINITY);
         self.sum.clear();
@@ -87,6 +89,7 @@ pub(crate) struct Scratch {
     sin: Vec<f32>,
     /// Ranks of the run each query token sees.
     seen: Vec<Range<usize>>,
+    pub(crate) few: attend_few::Scratch,
 }
 
 /// Where the keys and values of a tile lie.
@@ -403,10 +406,10 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
 
 /// Asks for a row; a null pointer asks for nothing of use.
 #[inline(always)]
-unsafe fn prefetch_row<S: Simd, E>(row: *const E, head_dim: usize) {
+pub(crate) unsafe fn prefetch_row<S: Simd, E>(row: *const E, head_dim: usize) {
     for line in (0..head_dim * size_of::<E>()).step_by(64) {
         // SAFETY: the path's contract.
-        unsafe { S::prefetch(row.cast::<u8>().wrapping_add(line)) }
+        unsafe { S::prefetch_far(row.cast::<u8>().wrapping_add(line)) }
     }
 }
 
@@ -442,7 +445,12 @@ unsafe fn rotate_by_parts<S: Simd, M: Operand, E: Load>(
 
 /// Rotates `row: [2 · cos.len()]` and writes its units to `out`.
 #[inline(always)]
-unsafe fn rotate<S: Simd, M: Operand, E: Load>(row: *const E, cos: &[f32], sin: &[f32], out: *mut u32) {
+pub(crate) unsafe fn rotate<S: Simd, M: Operand, E: Load>(
+    row: *const E,
+    cos: &[f32],
+    sin: &[f32],
+    out: *mut u32,
+) {
     let pairs = cos.len();
     let whole = pairs - pairs % S::LANES;
     // SAFETY: a row has `2 · pairs` elements, and so has `out`.

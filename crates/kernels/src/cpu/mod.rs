@@ -1,6 +1,7 @@
 //! The fast CPU backend: SIMD paths chosen at run time, on a persistent thread pool.
 
 mod attend;
+mod attend_few;
 mod attend_piece;
 mod elementwise;
 mod keys;

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: eight lanes, sixteen registers.
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, opaque};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -60,6 +60,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn prefetch<T>(p: *const T) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(p: *const T) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
 
     #[inline(always)]
@@ -139,5 +143,24 @@ impl Simd for Avx2 {
         let low = |v: __m256| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(v)));
         let acc = _mm256_fmadd_ps(low(a), low(b), acc);
         _mm256_fmadd_ps(_mm256_and_ps(a, mask), _mm256_and_ps(b, mask), acc)
+    }
+    #[inline(always)]
+    unsafe fn four_columns(src: *const u32, stride: usize) -> [__m256; 4] {
+        // Rows i and 4 + i side by side, ...
+        let mut a = [_mm256_setzero_ps(); 4];
+        let (first, second) = (src, opaque(src.wrapping_add(4 * stride)));
+        for i in 0..4 {
+            let low = _mm256_castps128_ps256(_mm_loadu_ps(first.wrapping_add(i * stride).cast()));
+            a[i] = _mm256_insertf128_ps::<1>(low, _mm_loadu_ps(second.wrapping_add(i * stride).cast()));
+        }
+        // ... then 4 x 4 units change places within each half.
+        let (low, high) = (_mm256_unpacklo_ps(a[0], a[1]), _mm256_unpackhi_ps(a[0], a[1]));
+        let (low2, high2) = (_mm256_unpacklo_ps(a[2], a[3]), _mm256_unpackhi_ps(a[2], a[3]));
+        [
+            _mm256_shuffle_ps::<0x44>(low, low2),
+            _mm256_shuffle_ps::<0xee>(low, low2),
+            _mm256_shuffle_ps::<0x44>(high, high2),
+            _mm256_shuffle_ps::<0xee>(high, high2),
+        ]
     }
 }

@@ -60,7 +60,6 @@ impl Simd for Avx512 {
     unsafe fn prefetch<T>(p: *const T) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
-
     #[inline(always)]
     unsafe fn prefetch_far<T>(p: *const T) {
         _mm_prefetch::<_MM_HINT_T1>(p.cast());
@@ -181,8 +180,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn interleave(a: *const bf16, b: *const bf16, n: usize, dst: *mut u32) {
-        let whole = n - n % 32;
+    unsafe fn interleaved(a: *const bf16, b: *const bf16) -> [__m512; 2] {
         let first = _mm512_set_epi64(
             0x002f_000f_002e_000e,
             0x002d_000d_002c_000c,
@@ -194,10 +192,20 @@ impl Simd for Avx512 {
             0x0021_0001_0020_0000,
         );
         let second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+        let (a, b) = (_mm512_loadu_si512(a.cast()), _mm512_loadu_si512(b.cast()));
+        [
+            _mm512_castsi512_ps(_mm512_permutex2var_epi16(a, first, b)),
+            _mm512_castsi512_ps(_mm512_permutex2var_epi16(a, second, b)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(a: *const bf16, b: *const bf16, n: usize, dst: *mut u32) {
+        let whole = n - n % 32;
         for i in (0..whole).step_by(32) {
-            let (a, b) = (_mm512_loadu_si512(a.add(i).cast()), _mm512_loadu_si512(b.add(i).cast()));
-            _mm512_storeu_si512(dst.add(i).cast(), _mm512_permutex2var_epi16(a, first, b));
-            _mm512_storeu_si512(dst.add(i + 16).cast(), _mm512_permutex2var_epi16(a, second, b));
+            let [first, second] = Self::interleaved(a.add(i), b.add(i));
+            _mm512_storeu_ps(dst.add(i).cast(), first);
+            _mm512_storeu_ps(dst.add(i + 16).cast(), second);
         }
         for i in (whole..n).step_by(16) {
             let mask = low_bits(n - i);

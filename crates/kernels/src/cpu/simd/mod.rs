@@ -139,8 +139,17 @@ pub(crate) trait Simd: Copy + 'static {
         dst: *mut u32,
         dst_stride: usize,
     ) {
+        let (whole_rows, whole_units) = (rows - rows % Self::LANES, units - units % 4);
+        for r in (0..whole_rows).step_by(Self::LANES) {
+            for u in (0..whole_units).step_by(4) {
+                let columns = Self::four_columns(opaque(src.wrapping_add(r * stride + u)), stride);
+                for i in 0..4 {
+                    Self::store(dst.add((u + i) * dst_stride + r).cast(), columns[i]);
+                }
+            }
+        }
         for r in 0..rows {
-            for u in 0..units {
+            for u in if r < whole_rows { whole_units } else { 0 }..units {
                 *dst.add(u * dst_stride + r) = src.add(r * stride + u).read_unaligned();
             }
         }
@@ -153,7 +162,7 @@ pub(crate) trait Simd: Copy + 'static {
         for u in 0..4 {
             let mut column = [0u32; 16];
             for r in 0..Self::LANES {
-                column[r] = *src.add(r * stride + u);
+                column[r] = src.add(r * stride + u).read_unaligned();
             }
             columns[u] = Self::load(column.as_ptr().cast());
         }
@@ -166,6 +175,14 @@ pub(crate) trait Simd: Copy + 'static {
         for i in 0..n {
             *dst.add(i) = u32::from((*a.add(i)).to_bits()) | u32::from((*b.add(i)).to_bits()) << 16;
         }
+    }
+
+    /// `(a[i], b[i])` for `2 · LANES` elements.
+    #[inline(always)]
+    unsafe fn interleaved(a: *const bf16, b: *const bf16) -> [Self::V; 2] {
+        let mut both = [0u32; 32];
+        Self::interleave(a, b, 2 * Self::LANES, both.as_mut_ptr());
+        [Self::load(both.as_ptr().cast()), Self::load(both.as_ptr().add(Self::LANES).cast())]
     }
 }
 
@@ -196,6 +213,9 @@ pub(crate) trait Operand: Copy + Default + Send + Sync + 'static {
 
     /// Writes element `i` of `units`.
     unsafe fn put_one(units: *mut u32, i: usize, x: f32);
+
+    /// The `2 · LANES` elements from `i` on of as many rows as a unit has elements, by units.
+    unsafe fn values<S: Simd, E: Load>(rows: *const *const E, i: usize) -> [S::V; 2];
 
     /// Writes the elements of `row` to `units: [ceil(row.len() / PER_UNIT)]`.
     #[inline(always)]
@@ -238,6 +258,12 @@ impl Operand for Single {
     unsafe fn put_one(units: *mut u32, i: usize, x: f32) {
         *units.cast::<f32>().add(i) = x;
     }
+
+    #[inline(always)]
+    unsafe fn values<S: Simd, E: Load>(rows: *const *const E, i: usize) -> [S::V; 2] {
+        let row = (*rows).add(i);
+        [E::load::<S>(row), E::load::<S>(row.add(S::LANES))]
+    }
 }
 
 impl Operand for Pair {
@@ -256,6 +282,12 @@ impl Operand for Pair {
     #[inline(always)]
     unsafe fn put_one(units: *mut u32, i: usize, x: f32) {
         *units.cast::<bf16>().add(i) = bf16::from_f32(x);
+    }
+
+    #[inline(always)]
+    unsafe fn values<S: Simd, E: Load>(rows: *const *const E, i: usize) -> [S::V; 2] {
+        // Pair operands come with bf16 elements only.
+        S::interleaved((*rows).cast::<bf16>().add(i), (*rows.add(1)).cast::<bf16>().add(i))
     }
 }
 
