@@ -24,8 +24,9 @@ const BRANCH: usize = 128;
 /// Branches a query looks into at least; it is one for every two leaves.
 const BRANCHES: usize = 8;
 
-/// Keys that join the tree at once, at least and at most.
-const BATCH: usize = 512;
+/// Keys that join the tree at once, at least and at most: every batch reads most centres once, and until then its keys are
+/// all scored.
+const BATCH: usize = 1024;
 const LARGEST_BATCH: usize = 16_384;
 
 /// Elements of a centre after its vector: the spread, and two parts of minus half its squared length, which turn the
