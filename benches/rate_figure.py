@@ -77,7 +77,7 @@ def main():
     for n in lengths:
         svg.append(f'<text x="{x(n):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{short(n)}</text>')
     svg.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 12}" text-anchor="middle">tokens in the context</text>')
-    svg.append(f'<text x="16" y="{TOP - 6}">tokens/s</text>')
+    svg.append(f'<text x="16" y="{TOP - 14}">tokens/s</text>')
     for i, (label, line) in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]
         for which, dash, name in ((0, "", "prefill"), (1, ' stroke-dasharray="5 4"', "decode")):

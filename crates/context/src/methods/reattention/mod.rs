@@ -5,149 +5,25 @@
 //! step against the raw keys of the middle, lets the best `top_k` keys of every query and head vote, keeps the `clip`
 //! most voted ones, widens them to spans, and attends to `[global | spans | local]` at positions 0, 1, 2, ...
 
+mod spec;
+#[cfg(test)]
+mod tests;
+
+pub(super) use spec::SPEC;
+
 use super::vote::{SpanRule, select};
 use super::{Appended, LayerCall, Method, Selection, Step, StepKind, View, chunks, question_apart};
 use crate::ModelShape;
 use crate::select::{
     Boxes, ClusterSettings, Clusters, Exact, Halving, LowBit, LowBitSettings, Reach, Reuse, Selector,
 };
-use crate::settings::{MethodError, MethodSpec, ParamSpec, Reader, Settings};
+use crate::settings::{MethodError, MethodSpec, Reader, Settings};
 use reattention_kernels::{Band, HeadPairing, KeySet, Position, Queries, Segment, TopKRequest, TopKRule};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Keys in a tile of the published kernel; the published middle is a multiple of it.
 const TILE: usize = 128;
-
-pub(super) const SPEC: MethodSpec = MethodSpec {
-    name: "reattention",
-    paper: "ReAttention: Training-Free Infinite Context with Finite Attention Scope (arXiv 2407.15176)",
-    summary: "picks the few thousand cached tokens that matter by raw q·k over all of them, then attends at contiguous positions",
-    cost: "selection per token: O(n/8192) plus a constant by default, O(n) with selector=exact, none in the context with prefill=window; attention O(1); memory O(n), clusters add up to 10 %",
-    suits: "all models without sliding-window layers",
-    params: &[
-        ParamSpec {
-            name: "global",
-            default: "32; window/32 below 1,024",
-            range: "an integer of at least 0",
-            doc: "first tokens, always attended",
-        },
-        ParamSpec {
-            name: "local",
-            default: "8192 from a window of 16,416, 4096 from 8,192, else window/4",
-            range: "an integer of at least 1",
-            doc: "last tokens, always attended; the running chunk counts among them",
-        },
-        ParamSpec {
-            name: "span",
-            default: "32; window/32 below 1,024",
-            range: "an integer of at least 1",
-            doc: "tokens fetched around each voted key",
-        },
-        ParamSpec {
-            name: "top_k",
-            default: "4",
-            range: "an integer of at least 1 (0, no selection, only with reference)",
-            doc: "keys each query and head votes for (published mid_size)",
-        },
-        ParamSpec {
-            name: "clip",
-            default: "as many spans as the window holds: 256, 127, ...",
-            range: "an integer of at least 1, or none",
-            doc: "most voted keys that are kept, per layer (published recall_clip)",
-        },
-        ParamSpec {
-            name: "chunk",
-            default: "512, at most local/2",
-            range: "an integer of at least 1",
-            doc: "tokens fed at once in prefill; they share one selection; at most local, better at most half of it",
-        },
-        ParamSpec {
-            name: "question_alone",
-            default: "true",
-            range: "true or false",
-            doc: "feed the question as a chunk of its own, so that it votes alone; false is published",
-        },
-        ParamSpec {
-            name: "prefill",
-            default: "select",
-            range: "select or window",
-            doc: "select: every chunk selects (published); window: context chunks see global and local only, so that prefill is linear, and only question and answer select",
-        },
-        ParamSpec {
-            name: "share",
-            default: "layer",
-            range: "layer or kv_head",
-            doc: "layer: one selection for all heads of a layer (published); kv_head: one for each KV head",
-        },
-        ParamSpec {
-            name: "selector",
-            default: "clusters; exact with prefill=window or reference",
-            range: "clusters, exact, low_bit, boxes or halving",
-            doc: "how the best keys are found: exact scores every key; clusters looks into the most promising groups of near keys; low_bit scores every key by a copy in few bits; boxes looks into the blocks of 8 neighbours whose bound is best; halving walks down from chunks of 256 neighbours by a key that stands for each",
-        },
-        ParamSpec {
-            name: "exact_below",
-            default: "16384",
-            range: "an integer of at least 0",
-            doc: "up to as many keys every selector scores all in context chunks; questions and answers do up to eight times as many",
-        },
-        ParamSpec {
-            name: "probes",
-            default: "512",
-            range: "an integer of at least 1",
-            doc: "selector=clusters, boxes or halving: groups a query of the question or the answer looks into",
-        },
-        ParamSpec {
-            name: "prefill_probes",
-            default: "16",
-            range: "an integer of at least 1",
-            doc: "selector=clusters, boxes or halving: groups a query of the context looks into",
-        },
-        ParamSpec {
-            name: "voters",
-            default: "4; 1 with selector=exact",
-            range: "an integer of at least 1",
-            doc: "beyond exact_below keys, one token in so many of a context chunk votes",
-        },
-        ParamSpec {
-            name: "spread_weight",
-            default: "2",
-            range: "a number of at least 0",
-            doc: "selector=clusters: how much more a wide group promises than its centre",
-        },
-        ParamSpec {
-            name: "bits",
-            default: "4",
-            range: "8, 4 or 2",
-            doc: "selector=low_bit: bits of an element of a key's copy",
-        },
-        ParamSpec {
-            name: "candidates",
-            default: "4 * top_k",
-            range: "an integer of at least top_k",
-            doc: "selector=low_bit: keys of each query and head that are scored again as they are",
-        },
-        ParamSpec {
-            name: "reuse",
-            default: "off",
-            range: "a number above 0 and up to 1, or off",
-            doc: "an answer token takes the last search's keys while the cosine of its query with that search's is at least this",
-        },
-        ParamSpec {
-            name: "positions",
-            default: "contiguous",
-            range: "contiguous or original",
-            doc: "contiguous: slot rank in the view (published pe_original false); original: the tokens' own positions, an ablation that leaves the window",
-        },
-        ParamSpec {
-            name: "reference",
-            default: "off",
-            range: "off, published or published-exact",
-            doc: "published: as the released code (decode pairs head h with KV head h mod n_kv_heads, local is shortened so that the middle is a multiple of 128, one candidate per 128-key tile at top_k 4, first block whole); published-exact: the same with an exact top-k",
-        },
-    ],
-};
 
 /// Which code is reproduced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -373,7 +249,9 @@ impl ReAttention {
         let is_long = request.keys.len() > self.clusters.reach.exact_below;
         if call.step.kind == StepKind::Prefill && is_long && self.voters > 1 {
             let row = call.q.n_heads * call.q.head_dim;
-            let tokens = call.q.data.chunks_exact(row).skip(self.voters / 2).step_by(self.voters);
+            // The last chunk may be shorter than the stride, and still needs a voter.
+            let first = (self.voters / 2).min(call.q.q_len.saturating_sub(1));
+            let tokens = call.q.data.chunks_exact(row).skip(first).step_by(self.voters);
             data = tokens.flatten().copied().collect();
             voters = Queries { data: &data, q_len: data.len() / row, ..call.q };
         }
@@ -592,118 +470,5 @@ impl Method for ReAttention {
 
     fn splits(&self) -> bool {
         self.question_alone && !self.published()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tests::tiny_shape;
-
-    fn build(pairs: &[&str], window: usize) -> Result<ReAttention, MethodError> {
-        ReAttention::new(&Settings::parse(pairs).unwrap(), &ModelShape { window, ..tiny_shape() })
-    }
-
-    /// Settings of the paper follow from the window: LLaMA3-8B, then LLaMA3.1, Mistral-v0.3, Qwen2.5, InternLM2.5.
-    #[test]
-    fn defaults_are_the_published_settings() {
-        let of = |window| {
-            let m = build(&[], window).unwrap();
-            (m.global, m.local, m.span, m.top_k, m.clip, m.chunk)
-        };
-        assert_eq!(of(8192), (32, 4096, 32, 4, Some(127), 512));
-        assert_eq!(of(32_768), (32, 8192, 32, 4, Some(256), 512));
-        assert_eq!(of(131_072), (32, 8192, 32, 4, Some(256), 512));
-        assert_eq!(of(512), (16, 128, 16, 4, Some(23), 64));
-        for window in [4, 16, 100, 512, 1000, 1024, 4096, 10_000, 20_000] {
-            let m = build(&[], window).unwrap();
-            assert!(m.global + m.local + m.clip.unwrap() * m.span <= window, "window {window}: {m:?}");
-        }
-    }
-
-    /// Check values of the published driver: prompts of `n` tokens and their first block, chunks and selecting steps.
-    #[test]
-    fn published_schedule_has_the_published_blocks() {
-        let a = build(&["reference=published"], 8192).unwrap();
-        for (n, first, steps, last_chunk) in [
-            (100_000, 4127, 190, 128),
-            (4128, 4127, 2, 4127),
-            (4129, 4000, 3, 128),
-            (4200, 4071, 3, 128),
-            (131_072, 4095, 250, 512),
-        ] {
-            let schedule = a.schedule(0..n, None);
-            assert_eq!(schedule[0].tokens, 0..first, "{n}");
-            let chunk = &schedule[schedule.len() - 2];
-            assert_eq!((schedule.len(), chunk.tokens.len()), (steps, last_chunk), "{n}");
-            assert_eq!(schedule.last().unwrap(), &Step { tokens: n - 1..n, kind: StepKind::Decode });
-        }
-        assert_eq!(a.local_of(99_871), 4095);
-        assert_eq!(a.local_of(100_000), 3968);
-        assert_eq!(a.local_of(100_001), 3969);
-        assert_eq!(a.local_of(4129), 3969);
-        let b = build(&["reference=published"], 131_072).unwrap();
-        assert_eq!(b.schedule(0..1_000_000, None)[0].tokens.end, 8127);
-        assert_eq!(b.local_of(1_000_000), 8096);
-    }
-
-    #[test]
-    fn the_question_stands_alone_unless_told_otherwise() {
-        let kinds = |m: &ReAttention, question| {
-            m.schedule(0..400, question).iter().map(|s| (s.tokens.clone(), s.kind)).collect::<Vec<_>>()
-        };
-        let alone = kinds(&build(&[], 512).unwrap(), Some(330));
-        let tail = [
-            (272..330, StepKind::Prefill),
-            (330..394, StepKind::Question),
-            (394..399, StepKind::Question),
-            (399..400, StepKind::Decode),
-        ];
-        assert_eq!(alone[alone.len() - 4..], tail);
-        // 144 = global + local: the first selecting chunk starts there.
-        assert!(
-            alone.contains(&(128..144, StepKind::Prefill)) && alone.contains(&(144..208, StepKind::Prefill))
-        );
-        let together = kinds(&build(&["question_alone=false"], 512).unwrap(), Some(330));
-        assert!(together.contains(&(336..399, StepKind::Prefill)));
-        let context_only = kinds(&build(&["question_alone=false"], 512).unwrap(), Some(400));
-        assert_eq!(context_only.last().unwrap(), &(336..400, StepKind::Prefill));
-    }
-
-    #[test]
-    fn contradictions_are_refused() {
-        for (bad, says) in [
-            (vec!["chunk=129"], "chunk=129 must not exceed 128"),
-            (vec!["span=0"], "span=0"),
-            (vec!["top_k=0"], "top_k=0"),
-            (vec!["clip=0"], "clip=0"),
-            (vec!["clip=24"], "exceeds the model's window of 512"),
-            (vec!["local=600"], "exceeds the model's window"),
-            (vec!["share=heads"], "layer or kv_head"),
-            (vec!["selector=magic"], "selector=magic must be clusters, exact, low_bit, boxes or halving"),
-            (vec!["probes=0"], "probes=0"),
-            (vec!["prefill_probes=0"], "prefill_probes=0"),
-            (vec!["bits=3"], "bits=3 must be 8, 4 or 2"),
-            (vec!["candidates=3"], "candidates=3 must be an integer of at least top_k"),
-            (vec!["reuse=0"], "reuse=0 must be"),
-            (vec!["reuse=1.5"], "reuse=1.5 must be"),
-            (vec!["reference=published"], "must not exceed 0"),
-            (
-                vec!["reference=published-exact", "local=256", "chunk=64", "clip=1", "selector=boxes"],
-                "selector=boxes does not exist in the published code",
-            ),
-            (vec!["top_k=four"], "top_k=four"),
-            (vec!["span=18446744073709551615"], "span=18446744073709551615"),
-            (vec!["clip=none", "local=900"], "exceeds the model's window of 512"),
-            (vec!["prefill=window", "question_alone=false"], "never let the question select"),
-        ] {
-            let error = build(&bad, 512).unwrap_err().to_string();
-            assert!(error.contains(says), "{bad:?}: {error}");
-        }
-        let sliding = ModelShape {
-            sliding_window: Some(crate::SlidingWindow { size: 64, first_layer: 0 }),
-            ..tiny_shape()
-        };
-        assert!(matches!(ReAttention::new(&Settings::new(), &sliding), Err(MethodError::Unsuited { .. })));
     }
 }
