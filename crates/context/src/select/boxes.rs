@@ -10,7 +10,7 @@
 //!
 //! The bound is that of Quest (arXiv 2406.10774), whose pages are one level of 16 keys.
 
-use super::{Layers, Reach, Selector, with_rest};
+use super::{Layers, Reach, Selector};
 use crate::methods::{Appended, LayerCall};
 use reattention_kernels::{KvView, ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
@@ -67,14 +67,10 @@ impl Selector for Boxes {
     }
 
     fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
-        match self.layers.get(call.layer) {
-            Some(levels) if !self.reach.is_exact(call.step.kind, request.keys.len()) => {
-                let probes = self.reach.probes(call.step.kind);
-                let found = levels.top_k(call, q, request, probes, &self.numbers);
-                with_rest(found, levels.end(), call, q, request)
-            }
-            _ => call.backend.top_k(q, &call.kv, request),
-        }
+        let probes = self.reach.probes(call.step.kind);
+        self.layers.search(self.reach, call, q, request, |levels| {
+            (levels.top_k(call, q, request, probes, &self.numbers), levels.end())
+        })
     }
 
     fn truncate(&mut self, n: usize) {
@@ -138,7 +134,7 @@ impl Levels {
             &rows,
             &self.small.view(),
             &ListedRequest {
-                k: probes,
+                k: probes.min(large.k * within),
                 lists: &large.indices,
                 per_row: large.k,
                 keys: &|large| &numbers[large as usize * within..][..within],

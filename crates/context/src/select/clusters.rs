@@ -12,7 +12,7 @@
 
 use super::partition::{Points, partition};
 use super::table::Table;
-use super::{Layers, Reach, Selector, with_rest};
+use super::{Layers, Reach, Selector};
 use crate::methods::{Appended, LayerCall, StepKind};
 use reattention_kernels::{Backend, Element, KvView, ListedRequest, Queries, TopK, TopKRequest, bf16};
 use std::ops::Range;
@@ -64,12 +64,9 @@ impl Selector for Clusters {
         let is_long = keys.len() > self.settings.reach.exact_below;
         let forest = self.layers.due(new.layer, is_long, || Forest::new(&new.kv, keys.clone()));
         let Some(forest) = forest else { return };
-        if forest.keys.end > keys.end {
-            forest.truncate(keys.end);
-        }
         // Questions and answers are often rolled back: their keys wait, as long as they are few.
         let least = if new.step.kind == StepKind::Prefill { BATCH } else { LARGEST_BATCH / 4 };
-        while keys.end - forest.keys.end >= least {
+        while keys.end.saturating_sub(forest.keys.end) >= least {
             let end = keys.end - (keys.end - forest.keys.end) % BATCH;
             let batch = forest.keys.end..end.min(forest.keys.end + LARGEST_BATCH);
             forest.insert(&new.kv, new.backend, batch);
@@ -77,12 +74,9 @@ impl Selector for Clusters {
     }
 
     fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
-        match self.layers.get(call.layer) {
-            Some(forest) if !self.settings.reach.is_exact(call.step.kind, request.keys.len()) => {
-                forest.top_k(call, q, request, &self.settings)
-            }
-            _ => call.backend.top_k(q, &call.kv, request),
-        }
+        self.layers.search(self.settings.reach, call, q, request, |forest| {
+            (forest.top_k(call, q, request, &self.settings), forest.keys.end)
+        })
     }
 
     fn truncate(&mut self, n: usize) {
@@ -160,8 +154,10 @@ impl Forest {
         let rows = Queries { data: &data, head_dim: q.head_dim + EXTRA, ..*q };
         let group = q.n_heads / call.kv.n_kv_heads;
         let trees: Vec<u32> = (0..q.q_len * q.n_heads).map(|i| (i % q.n_heads / group) as u32).collect();
-        let leaves = self.best_leaves(call.backend, &rows, &trees, probes.div_ceil(2).max(BRANCHES), probes);
-        let found = call.backend.top_k_listed(
+        let n_branches = probes.div_ceil(2).max(BRANCHES).min(self.branches.len());
+        let n_leaves = probes.min(self.branch_of.len());
+        let leaves = self.best_leaves(call.backend, &rows, &trees, n_branches, n_leaves);
+        call.backend.top_k_listed(
             q,
             &call.kv,
             &ListedRequest {
@@ -170,8 +166,7 @@ impl Forest {
                 per_row: leaves.k,
                 keys: &|leaf| self.leaves.tokens(leaf),
             },
-        );
-        with_rest(found, self.keys.end, call, q, request)
+        )
     }
 
     /// The `n_leaves` best leaves of the `n_branches` best branches for each row, looking into the tree of each.

@@ -14,7 +14,7 @@
 //! are candidates for votes.
 
 use super::table::Table;
-use super::{Layers, Reach, Selector, with_rest};
+use super::{Layers, Reach, Selector};
 use crate::methods::{Appended, LayerCall};
 use reattention_kernels::{KvView, ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
@@ -77,14 +77,10 @@ impl Selector for Halving {
     }
 
     fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
-        match self.layers.get(call.layer) {
-            Some(chunks) if !self.reach.is_exact(call.step.kind, request.keys.len()) => {
-                let probes = self.reach.probes(call.step.kind);
-                let found = chunks.top_k(call, q, request, probes, &self.stages);
-                with_rest(found, chunks.end(), call, q, request)
-            }
-            _ => call.backend.top_k(q, &call.kv, request),
-        }
+        let probes = self.reach.probes(call.step.kind);
+        self.layers.search(self.reach, call, q, request, |chunks| {
+            (chunks.top_k(call, q, request, probes, &self.stages), chunks.end())
+        })
     }
 
     fn truncate(&mut self, n: usize) {
@@ -124,7 +120,7 @@ impl Chunks {
         for halves in &stages.representatives {
             length /= 2;
             let stage = ListedRequest {
-                k: probes,
+                k: probes.min(2 * kept.k),
                 lists: &kept.indices,
                 per_row: kept.k,
                 keys: &|chunk| &halves[2 * chunk as usize..][..2],

@@ -9,7 +9,7 @@
 //! Scoring by few bits and ranking again is common in vector search; for cached keys see for instance Loki
 //! (arXiv 2406.02542) and KIVI (arXiv 2402.02750), which drop or round elements of keys.
 
-use super::{Layers, Reach, Selector, among, with_rest};
+use super::{Layers, Reach, Selector, among};
 use crate::methods::{Appended, LayerCall};
 use reattention_kernels::{ListedRequest, LowBitKeys, Queries, TopK, TopKRequest};
 use std::ops::Range;
@@ -64,16 +64,14 @@ impl Selector for LowBit {
     }
 
     fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
-        match self.layers.get(call.layer) {
-            Some(copies) if !self.settings.reach.is_exact(call.step.kind, request.keys.len()) => {
-                let mut best = call.backend.top_k_low_bit(q, &copies.keys, self.settings.candidates);
-                for index in best.indices.iter_mut().filter(|i| **i != ListedRequest::NONE) {
-                    *index += copies.start as u32;
-                }
-                with_rest(among(call, q, request.k, &best), copies.end(), call, q, request)
+        let LowBitSettings { reach, candidates, .. } = self.settings;
+        self.layers.search(reach, call, q, request, |copies| {
+            let mut best = call.backend.top_k_low_bit(q, &copies.keys, candidates);
+            for index in best.indices.iter_mut().filter(|i| **i != ListedRequest::NONE) {
+                *index += copies.start as u32;
             }
-            _ => call.backend.top_k(q, &call.kv, request),
-        }
+            (among(call, q, request.k, &best), copies.end())
+        })
     }
 
     fn truncate(&mut self, n: usize) {

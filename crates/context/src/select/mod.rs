@@ -98,8 +98,23 @@ impl<T> Layers<T> {
         Some(self.0[layer].get_or_insert_with(make))
     }
 
-    fn get(&self, layer: usize) -> Option<&T> {
-        self.0.get(layer)?.as_ref()
+    /// The best keys by `near`, which searches what the layer keeps and says up to which token that goes, and by scoring
+    /// all later keys; or all keys scored, where `reach` wants that.
+    fn search(
+        &self,
+        reach: Reach,
+        call: &LayerCall,
+        q: &Queries,
+        request: &TopKRequest,
+        near: impl FnOnce(&T) -> (TopK, usize),
+    ) -> TopK {
+        match self.0.get(call.layer) {
+            Some(Some(kept)) if !reach.is_exact(call.step.kind, request.keys.len()) => {
+                let (found, end) = near(kept);
+                with_rest(found, end, call, q, request)
+            }
+            _ => call.backend.top_k(q, &call.kv, request),
+        }
     }
 
     fn each(&mut self) -> impl Iterator<Item = &mut T> {
