@@ -25,6 +25,12 @@ use std::sync::Arc;
 /// Keys in a tile of the published kernel; the published middle is a multiple of it.
 const TILE: usize = 128;
 
+/// Most candidates of a low-bit search: their list is kept in order, which takes time for each.
+const MOST_CANDIDATES: usize = 1024;
+
+/// Groups that `probes` and `prefill_probes` may ask for at most.
+const MOST_PROBES: usize = 16_384;
+
 /// Which code is reproduced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reference {
@@ -110,7 +116,7 @@ impl ReAttention {
         let low_bit = LowBitSettings {
             reach: clusters.reach,
             bits: read.choice("bits", &[("4", 4), ("8", 8), ("2", 2)])?,
-            candidates: read.count("candidates", 4 * top_k)?,
+            candidates: read.count("candidates", (4 * top_k).min(MOST_CANDIDATES.max(top_k)))?,
         };
         let reuse = match read.value("reuse", String::from("off"))?.as_str() {
             "off" => None,
@@ -155,9 +161,13 @@ impl ReAttention {
             ("probes", self.clusters.reach.probes),
             ("prefill_probes", self.clusters.reach.prefill_probes),
         ] {
-            if value == 0 {
+            if value == 0 || name.ends_with("probes") && value > MOST_PROBES {
                 return Err(read.bad(name, value));
             }
+        }
+        let weight = self.clusters.spread_weight;
+        if !(weight.is_finite() && weight >= 0.0) {
+            return Err(read.bad("spread_weight", weight));
         }
         if self.clip == Some(0) {
             return Err(read.bad("clip", 0));
@@ -179,7 +189,7 @@ impl ReAttention {
                 read.contradiction("share=kv_head does not exist in the published code; leave reference=off")
             );
         }
-        if self.low_bit.candidates < self.top_k {
+        if !(self.top_k..=self.top_k.max(MOST_CANDIDATES)).contains(&self.low_bit.candidates) {
             return Err(read.bad("candidates", self.low_bit.candidates));
         }
         if self.reuse.is_some() && self.published() {
@@ -225,19 +235,17 @@ impl ReAttention {
         // The published kernel serves prefill with top_k 1 or 4; everything else goes through a dense product whose
         // reshape pairs the wrong heads.
         let kernel = step.kind != StepKind::Decode && matches!(self.top_k, 1 | 4);
+        let tiles = self.reference == Reference::Published && kernel && self.top_k == 4;
         TopKRequest {
+            // No more than there are; the published kernel fills up what is missing.
+            k: if tiles { self.top_k } else { self.top_k.min(middle.len()) },
             keys: middle,
-            k: self.top_k,
             pairing: if self.published() && !kernel {
                 HeadPairing::Interleaved
             } else {
                 HeadPairing::Grouped
             },
-            rule: if self.reference == Reference::Published && kernel && self.top_k == 4 {
-                TopKRule::BestPerTile { tile: TILE }
-            } else {
-                TopKRule::Exact
-            },
+            rule: if tiles { TopKRule::BestPerTile { tile: TILE } } else { TopKRule::Exact },
         }
     }
 
@@ -425,7 +433,8 @@ impl Method for ReAttention {
     }
 
     fn truncate(&mut self, n: usize) {
-        self.selector.truncate(n);
+        // The last tokens are local from here on, and no longer searched.
+        self.selector.truncate(n.saturating_sub(self.local));
     }
 
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
@@ -465,7 +474,10 @@ impl Method for ReAttention {
     fn step_bytes(&self, q_len: usize) -> usize {
         // For each vote: index and score in the lists of ranges searched at once and in what comes of them (twice 8
         // bytes), and, while votes are counted, copies of indices, candidates, their votes and their order (20 bytes).
-        q_len.saturating_mul(self.n_heads).saturating_mul(self.top_k).saturating_mul(36)
+        let votes = self.top_k.saturating_mul(36);
+        // For each group looked into, one and a half (leaves and branches) of index and score.
+        let looks = if self.selector.name() == "exact" { 0 } else { self.clusters.reach.probes * 12 };
+        q_len.saturating_mul(self.n_heads).saturating_mul(votes.saturating_add(looks))
     }
 
     fn splits(&self) -> bool {

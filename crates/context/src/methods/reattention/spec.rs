@@ -78,13 +78,13 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
         ParamSpec {
             name: "probes",
             default: "512",
-            range: "an integer of at least 1",
+            range: "an integer from 1 to 16384",
             doc: "selector=clusters, boxes or halving: groups a query of the question or the answer looks into",
         },
         ParamSpec {
             name: "prefill_probes",
             default: "16",
-            range: "an integer of at least 1",
+            range: "an integer from 1 to 16384",
             doc: "selector=clusters, boxes or halving: groups a query of the context looks into",
         },
         ParamSpec {
@@ -96,7 +96,7 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
         ParamSpec {
             name: "spread_weight",
             default: "2",
-            range: "a number of at least 0",
+            range: "a finite number of at least 0",
             doc: "selector=clusters: how much more a wide group promises than its centre",
         },
         ParamSpec {
@@ -108,7 +108,7 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
         ParamSpec {
             name: "candidates",
             default: "4 * top_k",
-            range: "an integer of at least top_k",
+            range: "an integer from top_k to 1024",
             doc: "selector=low_bit: keys of each query and head that are scored again as they are",
         },
         ParamSpec {
