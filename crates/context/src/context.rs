@@ -152,18 +152,30 @@ impl Context {
         let attended = view.segments.iter().map(|s| attended(s, step.tokens.end - 1)).max().unwrap_or(0);
         self.attended_max = self.attended_max.max(attended);
         let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
+        let queries = Queries { data: view.queries.as_deref().unwrap_or(q), ..queries };
+        let is_recorded = self.mass.is_some() && step.kind == StepKind::Decode;
+        let mut lse =
+            vec![
+                0.0;
+                if is_recorded || !view.watched.is_empty() { queries.q_len * queries.n_heads } else { 0 }
+            ];
+        let wanted = (!lse.is_empty()).then_some(lse.as_mut_slice());
+        backend.attend(&queries, &kv, &view.segments, scale, out, wanted);
+        if !view.watched.is_empty() {
+            let watched: Vec<Vec<Segment>> =
+                view.segments.iter().map(|list| list[view.watched.clone()].to_vec()).collect();
+            let mass = backend.key_mass(&queries, &kv, &watched, scale, &lse);
+            self.method.watch(&mut call, &mass);
+        }
         let mut mass_by_list = Vec::new();
-        match &mut self.mass {
-            Some(mass) if step.kind == StepKind::Decode => {
-                let mut lse = vec![0.0; queries.q_len * queries.n_heads];
-                backend.attend(&queries, &kv, &view.segments, scale, out, Some(&mut lse));
-                mass.resize(mass.len().max(kv.len), 0.0);
-                backend.key_mass(&queries, &kv, &view.segments, scale, &lse, mass);
-                if self.trace.is_some() {
-                    mass_by_list = mass_of_lists(backend, &queries, &kv, &view.segments, scale, &lse);
-                }
+        if let Some(mass) = self.mass.as_mut().filter(|_| is_recorded) {
+            let by_head = backend.key_mass(&queries, &kv, &view.segments, scale, &lse);
+            mass_by_list = mass_of_lists(&by_head, view.segments.len());
+            mass.resize(mass.len().max(kv.len), 0.0);
+            for (list, of_list) in view.segments.iter().zip(&mass_by_list) {
+                let tokens = list.iter().flat_map(|s| (0..s.keys.len()).map(|rank| s.keys.token(rank)));
+                tokens.zip(of_list).for_each(|(t, m)| mass[t] += m);
             }
-            _ => backend.attend(&queries, &kv, &view.segments, scale, out, None),
         }
         if let Some(trace) = &mut self.trace {
             trace.push(LayerTrace {
@@ -254,33 +266,13 @@ impl Context {
 }
 
 /// The attention that the keys of each list of segments get; see [`LayerTrace::mass`].
-fn mass_of_lists(
-    backend: &dyn Backend,
-    queries: &Queries,
-    kv: &KvView,
-    lists: &[Vec<Segment>],
-    scale: f32,
-    lse: &[f32],
-) -> Vec<Vec<f32>> {
-    let last = queries.first + queries.q_len - 1;
-    let of_list = |list: usize| {
-        // The backend adds up over all heads, so the lists of the other heads are left empty.
-        let alone: Vec<Vec<Segment>> = (0..lists.len())
-            .map(|other| if other == list { lists[list].clone() } else { Vec::new() })
-            .collect();
-        let mut by_token = vec![0.0; kv.len];
-        backend.key_mass(queries, kv, &alone, scale, lse, &mut by_token);
-        let of_segment = |s: &Segment| {
-            let (keys, band) = (s.keys.clone(), s.band);
-            (0..keys.len()).map(move |rank| keys.token(rank)).map(move |t| (t, band.sees(last, t)))
-        };
-        lists[list]
-            .iter()
-            .flat_map(of_segment)
-            .map(|(t, seen)| if seen { by_token[t] } else { 0.0 })
-            .collect()
+fn mass_of_lists(by_head: &[Vec<f32>], lists: usize) -> Vec<Vec<f32>> {
+    let sum = |heads: &[Vec<f32>]| {
+        let mut total = heads[0].clone();
+        heads[1..].iter().for_each(|h| total.iter_mut().zip(h).for_each(|(t, m)| *t += m));
+        total
     };
-    (0..lists.len()).map(of_list).collect()
+    by_head.chunks(by_head.len() / lists).map(sum).collect()
 }
 
 /// Keys of a list of segments that the query of token index `query` sees.

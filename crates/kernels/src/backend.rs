@@ -92,10 +92,11 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         lse: Option<&mut [f32]>,
     );
 
-    /// Adds to `mass` (by token index) the attention each key of `views` gets, over all queries and heads of the step.
+    /// The attention each key of `views` gets from each query head, added up over the queries of the step.
     ///
-    /// `lse: [q_len, n_heads]` is what [`Backend::attend`] gave for the same arguments. Meant for the few queries of a
-    /// decode step.
+    /// One list a query head, a number for each key of the head's list of segments, in its order: the queries of a head
+    /// that see any key give 1 each in all. `lse: [q_len, n_heads]` is what [`Backend::attend`] gave for these segments, or for
+    /// more of them than are asked about here.
     fn key_mass(
         &self,
         q: &Queries,
@@ -103,8 +104,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         views: &[Vec<Segment>],
         scale: f32,
         lse: &[f32],
-        mass: &mut [f32],
-    ) {
-        crate::reference::key_mass(q, kv, views, scale, lse, mass);
+    ) -> Vec<Vec<f32>> {
+        crate::reference::key_mass(q, kv, views, scale, lse)
     }
 }

@@ -275,9 +275,8 @@ impl Backend for Profiler {
         views: &[Vec<Segment>],
         scale: f32,
         lse: &[f32],
-        mass: &mut [f32],
-    ) {
-        self.charge(Part::Other, (0.0, 0.0), || self.inner.key_mass(q, kv, views, scale, lse, mass));
+    ) -> Vec<Vec<f32>> {
+        self.charge(Part::Other, (0.0, 0.0), || self.inner.key_mass(q, kv, views, scale, lse))
     }
 }
 

@@ -64,6 +64,30 @@ pub enum Position {
     },
     /// The same position for all.
     Constant(i64),
+    /// `⌊index / width⌋ + offset`: neighbours share a position in groups of `width` (SelfExtend).
+    Grouped {
+        /// Tokens of one position.
+        width: usize,
+        /// Added to the number of the group.
+        offset: i64,
+    },
+    /// `min(index mod modulus + offset, max)`: positions start anew every `modulus` tokens (dual chunk attention).
+    Modulo {
+        /// Tokens after which positions start anew.
+        modulus: usize,
+        /// Added to the rest.
+        offset: i64,
+        /// The largest position.
+        max: i64,
+    },
+    /// The token index from `border` on; below it, stairs of `width` tokens lead down from `border - 1`
+    /// (Mesa-Extrapolation).
+    Stair {
+        /// The first token that stands at its own index.
+        border: usize,
+        /// Tokens of one step.
+        width: usize,
+    },
 }
 
 impl Position {
@@ -75,28 +99,48 @@ impl Position {
             Self::Capped { max } => (index as i64).min(max),
             Self::Rank { offset } => rank as i64 + offset,
             Self::Constant(p) => p,
+            Self::Grouped { width, offset } => (index / width) as i64 + offset,
+            Self::Modulo { modulus, offset, max } => ((index % modulus) as i64 + offset).min(max),
+            Self::Stair { border, .. } if index >= border => index as i64,
+            Self::Stair { border, width } => border as i64 - 1 - ((border - 1 - index) / width) as i64,
         }
     }
 }
 
-/// Distances (query token index minus key token index) at which a key is visible: `min <= distance < max`.
+/// Distances at which a key is visible: `min <= distance < max`.
 ///
-/// Causality holds besides: a key after the query is never visible.
+/// The distance is the query's token index minus the key's; with a `unit` above 1 both are divided by it first (rounded
+/// down), so that whole blocks of tokens count. Causality holds besides: a key after the query is never visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Band {
     /// Smallest visible distance.
     pub min: usize,
     /// First distance no longer visible.
     pub max: usize,
+    /// Tokens that count as one place, at least 1.
+    pub unit: usize,
 }
 
 impl Band {
     /// Every key up to the query itself.
-    pub const CAUSAL: Self = Self { min: 0, max: usize::MAX };
+    pub const CAUSAL: Self = Self { min: 0, max: usize::MAX, unit: 1 };
+
+    /// Keys at token distances `min <= distance < max`.
+    pub const fn between(min: usize, max: usize) -> Self {
+        Self { min, max, unit: 1 }
+    }
+
+    /// The token indices that the query of token index `query` may see. Both ends move forward with the query.
+    pub fn tokens(self, query: usize) -> Range<usize> {
+        let places = query / self.unit + 1;
+        let first = places.saturating_sub(self.max) * self.unit;
+        let end = (places.saturating_sub(self.min) * self.unit).min(query + 1);
+        first..end.max(first)
+    }
 
     /// Whether the query of token index `query` sees the key of token index `key`.
     pub fn sees(self, query: usize, key: usize) -> bool {
-        key <= query && query - key >= self.min && query - key < self.max
+        self.tokens(query).contains(&key)
     }
 }
 
@@ -115,16 +159,4 @@ pub struct Segment {
     pub key_rope: Arc<RopeTable>,
     /// Frequencies the queries are rotated with; the same table in all but Hugging Face's cached dynamic NTK.
     pub query_rope: Arc<RopeTable>,
-}
-
-impl Segment {
-    /// Whether some query of the step `first .. first + q_len` sees some key.
-    pub fn is_visible(&self, first: usize, q_len: usize) -> bool {
-        if self.keys.is_empty() || q_len == 0 {
-            return false;
-        }
-        let (oldest, newest) = (self.keys.token(0), self.keys.token(self.keys.len() - 1));
-        let last = first + q_len - 1;
-        oldest <= last && last - oldest >= self.band.min && first.saturating_sub(newest) < self.band.max
-    }
 }

@@ -12,7 +12,14 @@ fn rope(head_dim: usize, base: f32, multiplier: f32) -> Arc<RopeTable> {
 }
 
 fn position(rng: &mut Rng) -> Position {
-    match rng.int(0, 3) {
+    match rng.int(0, 6) {
+        4 => Position::Grouped { width: rng.int(1, 9), offset: rng.int(0, 90) as i64 },
+        5 => Position::Modulo {
+            modulus: rng.int(1, 90),
+            offset: rng.int(0, 90) as i64,
+            max: rng.int(0, 120) as i64,
+        },
+        6 => Position::Stair { border: rng.int(0, 700), width: rng.int(1, 50) },
         0 => Position::Index { offset: rng.int(0, 40) as i64 - 20 },
         1 => Position::Capped { max: rng.int(1, 400) as i64 },
         2 => Position::Rank { offset: rng.int(0, 300) as i64 - 3 },
@@ -37,9 +44,10 @@ fn key_set(rng: &mut Rng, len: usize) -> KeySet {
 }
 
 fn segment(rng: &mut Rng, len: usize, ropes: &[Arc<RopeTable>]) -> Segment {
-    let band = match rng.int(0, 2) {
-        0 => Band { min: rng.int(0, 100), max: rng.int(0, 400) },
-        1 => Band { min: rng.int(0, 300), max: usize::MAX },
+    let band = match rng.int(0, 3) {
+        3 => Band { min: rng.int(0, 3), max: rng.int(0, 5), unit: rng.int(1, 130) },
+        0 => Band::between(rng.int(0, 100), rng.int(0, 400)),
+        1 => Band::between(rng.int(0, 300), usize::MAX),
         _ => Band::CAUSAL,
     };
     Segment {
@@ -91,6 +99,11 @@ fn check(shape: &Shape, views: &[Vec<Segment>], rng: &mut Rng) {
                 assert!(before.0 == got && before.1 == lse, "{what}: depends on the number of threads");
             }
             before = Some((got, lse));
+        }
+        let got = backends[0].key_mass(&q, &store.view(), views, scale, &want_lse);
+        let want = Reference.key_mass(&q, &store.view(), views, scale, &want_lse);
+        for (head, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert_close(got, want, tolerance, &format!("{what}, mass of head {head}"));
         }
     }
 }
@@ -177,9 +190,9 @@ fn causal_chunks_cross_tiles_blocks_and_pages() {
         let shape = Shape { half, head_dim, n_kv_heads: 1, group, q_len, len, first };
         check(&shape, &[vec![all.clone()]], &mut rng);
         // A window and what lies before it, at a constant distance.
-        let near = Segment { band: Band { min: 0, max: 100 }, ..all.clone() };
+        let near = Segment { band: Band::between(0, 100), ..all.clone() };
         let far = Segment {
-            band: Band { min: 100, max: usize::MAX },
+            band: Band::between(100, usize::MAX),
             key_position: Position::Constant(0),
             query_position: Position::Constant(100),
             ..all
@@ -233,4 +246,41 @@ fn large_logits_do_not_overflow() {
         backend.attend(&q, &store.view(), &[vec![all.clone()]], 1.0, &mut got, None);
         assert_close(&got, &want, 1e-2, &backend.name());
     }
+}
+
+#[test]
+fn bands_and_positions_give_the_published_distances() {
+    // What the last of `n` queries is told of the distances of keys 0, 1, ... by a list of segments.
+    let row = |n: usize, segments: &[(Band, Position, Position)]| -> Vec<i64> {
+        let distance = |key: usize| {
+            let seen: Vec<_> = segments.iter().filter(|s| s.0.sees(n - 1, key)).collect();
+            assert_eq!(seen.len(), 1, "key {key} is seen by {} segments", seen.len());
+            seen[0].2.at(n - 1, 0) - seen[0].1.at(key, key)
+        };
+        (0..n).map(distance).collect()
+    };
+    let own = Position::Index { offset: 0 };
+    // STRING: shift 4, local value 1.
+    let far = (Band::between(4, usize::MAX), own, Position::Index { offset: -3 });
+    assert_eq!(row(9, &[(Band::between(0, 4), own, own), far]), [5, 4, 3, 2, 1, 3, 2, 1, 0]);
+    // SelfExtend: groups of 2, window 4.
+    let grouped = |offset| Position::Grouped { width: 2, offset };
+    let far = (Band::between(4, usize::MAX), grouped(0), grouped(2));
+    assert_eq!(row(10, &[(Band::between(0, 4), own, own), far]), [6, 6, 5, 5, 4, 4, 3, 2, 1, 0]);
+    // Dual chunk attention: largest distance 6, chunks of 4.
+    let chunks = |min, max| Band { min, max, unit: 4 };
+    let rest = |offset, max| Position::Modulo { modulus: 4, offset, max };
+    let key = rest(0, i64::MAX);
+    let segments = [
+        (chunks(0, 1), key, key),
+        (chunks(1, 2), key, rest(4, 6)),
+        (chunks(2, usize::MAX), key, Position::Constant(6)),
+    ];
+    assert_eq!(row(14, &segments), [6, 5, 4, 3, 6, 5, 4, 3, 5, 4, 3, 2, 1, 0]);
+    // Mesa: chunks of 8, stairs of 3.
+    let stair = Position::Stair { border: 17, width: 3 };
+    assert_eq!(
+        row(20, &[(Band::CAUSAL, stair, stair)]),
+        [8, 8, 7, 7, 7, 6, 6, 6, 5, 5, 5, 4, 4, 4, 3, 3, 3, 2, 1, 0]
+    );
 }

@@ -85,7 +85,7 @@ impl Method for Full {
         let rope = call.ropes.for_positions(end);
         let segment = |keys: Range<usize>, key_rope: &Arc<RopeTable>| Segment {
             keys: KeySet::Range(keys),
-            band: Band { min: 0, max: window.unwrap_or(usize::MAX) },
+            band: Band::between(0, window.unwrap_or(usize::MAX)),
             key_position: Position::Index { offset: 0 },
             query_position: Position::Index { offset: 0 },
             key_rope: Arc::clone(key_rope),
@@ -97,7 +97,7 @@ impl Method for Full {
             let seen = self.rotations.iter().filter(|(tokens, _)| tokens.end > oldest);
             seen.map(|(tokens, table)| segment(tokens.start.max(oldest)..tokens.end, table)).collect()
         };
-        Ok(View { segments: vec![segments], selections: Vec::new() })
+        Ok(View::new(vec![segments]))
     }
 
     fn truncate(&mut self, n: usize) {

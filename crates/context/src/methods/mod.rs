@@ -76,6 +76,17 @@ pub struct View {
     pub segments: Vec<Vec<Segment>>,
     /// How the keys were chosen, one entry per list of segments; empty when nothing was chosen.
     pub selections: Vec<Selection>,
+    /// What to attend with instead of the raw queries, `[q_len, n_heads, head_dim]`: scaled or turned ones.
+    pub queries: Option<Vec<f32>>,
+    /// The segments of each list whose keys' attention [`Method::watch`] is told; none costs nothing.
+    pub watched: Range<usize>,
+}
+
+impl View {
+    /// A view of `segments` (one list for all KV heads, or one a KV head) by the raw queries.
+    pub fn new(segments: Vec<Vec<Segment>>) -> Self {
+        Self { segments, selections: Vec::new(), queries: None, watched: 0..0 }
+    }
 }
 
 /// A choice of cached tokens, as token indices.
@@ -117,6 +128,10 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When the view would be larger than the model can attend to.
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError>;
+
+    /// Told after attention what the keys of the view's watched segments got: one list a query head, a number for each key in
+    /// the order of the segments, added up over the step's queries.
+    fn watch(&mut self, _call: &mut LayerCall, _mass: &[Vec<f32>]) {}
 
     /// Whether [`Method::view`] leaves nothing behind that a later view is made of, so that one nobody attends to need not
     /// be made: a step whose logits nobody wants does without its last layer's.

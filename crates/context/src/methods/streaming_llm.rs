@@ -117,12 +117,12 @@ impl Method for StreamingLlm {
         };
         let sinks = segment(
             0..self.global.min(end),
-            Band { min: self.local, max: usize::MAX },
+            Band::between(self.local, usize::MAX),
             Position::Index { offset: 0 },
             if self.reference { Position::Constant(farthest) } else { Position::Capped { max: farthest } },
         );
-        let window = segment(oldest..end, Band { min: 0, max: self.local }, slot, slot);
-        Ok(View { segments: vec![vec![sinks, window]], selections: Vec::new() })
+        let window = segment(oldest..end, Band::between(0, self.local), slot, slot);
+        Ok(View::new(vec![vec![sinks, window]]))
     }
 
     fn release(&self, len: usize) -> Option<Range<usize>> {

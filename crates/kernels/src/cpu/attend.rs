@@ -73,8 +73,7 @@ pub(crate) struct Run<'a> {
 
 /// The ranks of `keys` that the query of token index `query` sees: neighbours, since keys ascend.
 pub(crate) fn visible(keys: &KeySet, band: Band, query: usize) -> Range<usize> {
-    let first = (query + 1).saturating_sub(band.max);
-    let end = (query + 1).saturating_sub(band.min);
+    let Range { start: first, end } = band.tokens(query);
     let rank = |token: usize| match keys {
         KeySet::Range(r) => token.clamp(r.start, r.end.max(r.start)) - r.start,
         KeySet::Gathered(g) => g.partition_point(|&t| (t as usize) < token),

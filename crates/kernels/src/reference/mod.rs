@@ -193,22 +193,23 @@ impl Backend for Reference {
     }
 }
 
-/// Adds up attention probabilities by token; see [`Backend::key_mass`].
+/// Adds up attention probabilities by query head and key; see [`Backend::key_mass`].
 pub(crate) fn key_mass(
     q: &Queries,
     kv: &KvView,
     views: &[Vec<Segment>],
     scale: f32,
     lse: &[f32],
-    mass: &mut [f32],
-) {
+) -> Vec<Vec<f32>> {
     let (dim, group) = (q.head_dim, q.n_heads / kv.n_kv_heads);
+    let mut mass = vec![Vec::new(); q.n_heads];
     let mut key = vec![0.0; dim];
     for kv_head in 0..kv.n_kv_heads {
+        let heads = kv_head * group..(kv_head + 1) * group;
         for segment in &views[if views.len() == 1 { 0 } else { kv_head }] {
             let mut queries = Vec::with_capacity(q.q_len * group * dim);
             for token in 0..q.q_len {
-                for head in kv_head * group..(kv_head + 1) * group {
+                for head in heads.clone() {
                     let from = queries.len();
                     queries.extend_from_slice(q.row(token, head));
                     let position = segment.query_position.at(q.first + token, token);
@@ -219,15 +220,18 @@ pub(crate) fn key_mass(
                 let t = segment.keys.token(rank);
                 kv.copy_key(kv_head, t, &mut key);
                 segment.key_rope.rotate(segment.key_position.at(t, rank), &mut key);
+                mass[heads.clone()].iter_mut().for_each(|of_head| of_head.push(0.0));
                 for (row, query) in queries.chunks_exact(dim).enumerate() {
                     let (token, head) = (row / group, kv_head * group + row % group);
                     if segment.band.sees(q.first + token, t) {
-                        mass[t] += (scale * dot(query, &key) - lse[token * q.n_heads + head]).exp();
+                        let weight = (scale * dot(query, &key) - lse[token * q.n_heads + head]).exp();
+                        *mass[head].last_mut().expect("a number was pushed for this key") += weight;
                     }
                 }
             }
         }
     }
+    mass
 }
 
 /// Summed in f64: the oracle's own rounding must not decide near-ties between keys.

@@ -334,7 +334,7 @@ impl ReAttention {
             key_rope: Arc::clone(&rope),
             query_rope: rope,
         };
-        View { segments: vec![vec![segment]], selections: Vec::new() }
+        View::new(vec![vec![segment]])
     }
 }
 
@@ -453,7 +453,8 @@ impl Method for ReAttention {
             .iter()
             .map(|s| self.segments(call, Arc::clone(&s.tokens), local))
             .collect::<Result<_, _>>()?;
-        Ok(View { segments, selections: if searched { selections } else { Vec::new() } })
+        let selections = if searched { selections } else { Vec::new() };
+        Ok(View { selections, ..View::new(segments) })
     }
 
     fn is_view_stateless(&self) -> bool {
