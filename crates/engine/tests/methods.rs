@@ -19,6 +19,8 @@ fn small(method: &str) -> Vec<Settings> {
             [
                 &[][..],
                 &["share=kv_head"],
+                &["vote=margin"],
+                &["vote=softmax"],
                 &["prefill=window"],
                 &["positions=original"],
                 &["question_alone=false"],

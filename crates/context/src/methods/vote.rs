@@ -1,7 +1,7 @@
-//! From the best keys of many queries and heads to spans of tokens: count, clip, expand.
+//! From the best keys of many queries and heads to spans of tokens: vote, clip, expand.
 
 use super::Selection;
-use reattention_kernels::ListedRequest;
+use reattention_kernels::{ListedRequest, TopK};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -29,30 +29,75 @@ impl SpanRule {
     }
 }
 
-/// One vote per entry of `voted`: distinct tokens are counted, the `clip` most voted ones stay (ties to the lower token),
-/// and each becomes a span cut off at the ends of `middle`.
+/// What a vote of a query and head weighs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum VoteRule {
+    /// One, as published: a head that hardly prefers its keys decides as much as one that knows.
+    Count,
+    /// By how much the key's logit exceeds that of the last of the query and head's best keys.
+    Margin,
+    /// The key's share of a softmax over the query and head's best keys, so that each query and head has one vote to give
+    /// (a softened vote by head; TokenSelect, arXiv 2411.02886, takes the softmax over all keys).
+    Softmax,
+}
+
+/// A token voted for, and what the vote weighs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Vote {
+    pub(super) token: u32,
+    pub(super) weight: f32,
+}
+
+impl VoteRule {
+    /// The votes of query `token` and head `head`; `scale` turns scores into logits.
+    pub(super) fn votes(
+        self,
+        best: &TopK,
+        token: usize,
+        head: usize,
+        scale: f32,
+    ) -> impl Iterator<Item = Vote> {
+        let start = (token * best.n_heads + head) * best.k;
+        let (tokens, scores) = (&best.indices[start..][..best.k], &best.scores[start..][..best.k]);
+        let found = tokens.iter().position(|&t| t == ListedRequest::NONE).unwrap_or(best.k);
+        let (tokens, scores) = (&tokens[..found], &scores[..found]);
+        let (first, last) = (scores.first().copied().unwrap_or(0.0), scores.last().copied().unwrap_or(0.0));
+        let total: f32 = match self {
+            Self::Softmax => scores.iter().map(|s| ((s - first) * scale).exp()).sum(),
+            Self::Count | Self::Margin => 1.0,
+        };
+        tokens.iter().zip(scores).map(move |(&token, score)| {
+            let weight = match self {
+                Self::Count => 1.0,
+                Self::Margin => (score - last) * scale,
+                Self::Softmax => ((score - first) * scale).exp() / total,
+            };
+            Vote { token, weight }
+        })
+    }
+}
+
+/// Adds up the votes of each token; the `clip` tokens with the heaviest votes stay (ties to the lower token), and each becomes
+/// a span cut off at the ends of `middle`.
 pub(super) fn select(
-    mut voted: Vec<u32>,
+    mut voted: Vec<Vote>,
     clip: Option<usize>,
     span: SpanRule,
     middle: Range<usize>,
 ) -> Selection {
-    voted.retain(|&token| token != ListedRequest::NONE);
-    voted.sort_unstable();
-    let (mut candidates, mut votes) = (Vec::new(), Vec::new());
-    for token in voted {
-        if candidates.last() == Some(&token) {
-            *votes.last_mut().expect("as long as candidates") += 1;
-        } else {
-            candidates.push(token);
-            votes.push(1u32);
-        }
+    // Stable, so that the weights of a token are added in the same order always.
+    voted.sort_by_key(|vote| vote.token);
+    let (mut candidates, mut votes, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+    for of_token in voted.chunk_by(|a, b| a.token == b.token) {
+        candidates.push(of_token[0].token);
+        votes.push(of_token.len() as u32);
+        weights.push(of_token.iter().map(|vote| f64::from(vote.weight)).sum::<f64>());
     }
     let centres = match clip {
         Some(clip) if candidates.len() > clip => {
             let mut order: Vec<usize> = (0..candidates.len()).collect();
             // Candidates ascend, so a tie between equal votes goes to the lower token.
-            order.sort_by_key(|&i| (std::cmp::Reverse(votes[i]), i));
+            order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
             order.truncate(clip);
             order.sort_unstable();
             order.into_iter().map(|i| candidates[i]).collect()
@@ -81,10 +126,13 @@ fn expand(centres: &[u32], span: SpanRule, middle: Range<usize>) -> Arc<[u32]> {
 mod tests {
     use super::*;
 
+    fn counted(tokens: &[u32]) -> Vec<Vote> {
+        tokens.iter().map(|&token| Vote { token, weight: 1.0 }).collect()
+    }
+
     #[test]
     fn counts_clips_with_ties_to_the_lower_token_and_expands() {
-        let voted = vec![70, 20, 90, 20, 50, 90, 30];
-        let s = select(voted, Some(3), SpanRule::Centred(4), 16..100);
+        let s = select(counted(&[70, 20, 90, 20, 50, 90, 30]), Some(3), SpanRule::Centred(4), 16..100);
         assert_eq!(s.candidates, [20, 30, 50, 70, 90]);
         assert_eq!(s.votes, [2, 1, 1, 1, 2]);
         assert_eq!(s.centres, [20, 30, 90]);
@@ -93,14 +141,60 @@ mod tests {
 
     #[test]
     fn spans_merge_and_stop_at_the_ends() {
-        let s = select(vec![10, 12, 19], None, SpanRule::Centred(6), 10..20);
-        assert_eq!(s.tokens[..], [10, 11, 12, 13, 14, 16, 17, 18, 19]);
-        assert_eq!(select(vec![15], None, SpanRule::Centred(5), 10..20).tokens[..], [13, 14, 15, 16, 17]);
-        assert_eq!(
-            select(vec![15], None, SpanRule::Published(5), 10..20).tokens[..],
-            [12, 13, 14, 15, 16, 17]
+        let spans = |centres: &[u32], span| select(counted(centres), None, span, 10..20).tokens.to_vec();
+        assert_eq!(spans(&[10, 12, 19], SpanRule::Centred(6)), [10, 11, 12, 13, 14, 16, 17, 18, 19]);
+        assert_eq!(spans(&[15], SpanRule::Centred(5)), [13, 14, 15, 16, 17]);
+        assert_eq!(spans(&[15], SpanRule::Published(5)), [12, 13, 14, 15, 16, 17]);
+        assert_eq!(spans(&[15], SpanRule::Published(1)), [14, 15]);
+        assert_eq!(spans(&[15], SpanRule::Centred(1)), [15]);
+    }
+
+    #[test]
+    fn a_sure_head_outweighs_indifferent_ones_unless_votes_are_counted() {
+        // Three heads that hardly tell tokens 1, 2 and 3 apart, and one that wants token 9.
+        let (indifferent, sure) = ([(1, 2.0), (2, 1.99), (3, 1.98)], [(9, 8.0), (4, 1.0), (5, 1.0)]);
+        let rows = [indifferent, indifferent, indifferent, sure];
+        let best = TopK {
+            q_len: 1,
+            n_heads: 4,
+            k: 3,
+            indices: rows.iter().flatten().map(|r| r.0).collect(),
+            scores: rows.iter().flatten().map(|r| r.1).collect(),
+        };
+        let centre = |rule: VoteRule| {
+            let votes = (0..4).flat_map(|head| rule.votes(&best, 0, head, 1.0)).collect();
+            select(votes, Some(1), SpanRule::Centred(1), 0..10).centres[0]
+        };
+        assert_eq!(centre(VoteRule::Count), 1);
+        assert_eq!(centre(VoteRule::Margin), 9);
+        // The three give a third each to token 1, together just more than the one vote of the sure head.
+        let weight =
+            |head| VoteRule::Softmax.votes(&best, 0, head, 1.0).map(|v| v.weight).collect::<Vec<_>>();
+        assert!(
+            (weight(0).iter().sum::<f32>() - 1.0).abs() < 1e-6 && weight(0)[0] < 0.34 && weight(3)[0] > 0.99
         );
-        assert_eq!(select(vec![15], None, SpanRule::Published(1), 10..20).tokens[..], [14, 15]);
-        assert_eq!(select(vec![15], None, SpanRule::Centred(1), 10..20).tokens[..], [15]);
+    }
+
+    #[test]
+    fn a_head_that_found_too_few_keys_votes_for_those() {
+        let none = ListedRequest::NONE;
+        let best = TopK {
+            q_len: 1,
+            n_heads: 2,
+            k: 3,
+            indices: vec![7, none, none, none, none, none],
+            scores: vec![
+                1.5,
+                f32::NEG_INFINITY,
+                f32::NEG_INFINITY,
+                f32::NEG_INFINITY,
+                f32::NEG_INFINITY,
+                f32::NEG_INFINITY,
+            ],
+        };
+        for (rule, weight) in [(VoteRule::Count, 1.0), (VoteRule::Margin, 0.0), (VoteRule::Softmax, 1.0)] {
+            assert_eq!(rule.votes(&best, 0, 0, 0.5).collect::<Vec<_>>(), [Vote { token: 7, weight }]);
+            assert_eq!(rule.votes(&best, 0, 1, 0.5).count(), 0);
+        }
     }
 }

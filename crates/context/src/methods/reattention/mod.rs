@@ -11,7 +11,7 @@ mod tests;
 
 pub(super) use spec::SPEC;
 
-use super::vote::{SpanRule, select};
+use super::vote::{SpanRule, VoteRule, select};
 use super::{Appended, LayerCall, Method, Selection, Step, StepKind, View, chunks, question_apart};
 use crate::ModelShape;
 use crate::select::{
@@ -30,6 +30,10 @@ const MOST_CANDIDATES: usize = 1024;
 
 /// Groups that `probes` and `prefill_probes` may ask for at most.
 const MOST_PROBES: usize = 16_384;
+
+/// The values of `vote`.
+const VOTE_RULES: &[(&str, VoteRule)] =
+    &[("count", VoteRule::Count), ("margin", VoteRule::Margin), ("softmax", VoteRule::Softmax)];
 
 /// Which code is reproduced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +63,7 @@ pub struct ReAttention {
     contiguous: bool,
     reference: Reference,
     voters: usize,
+    vote: VoteRule,
     selector: Box<dyn Selector>,
     clusters: ClusterSettings,
     low_bit: LowBitSettings,
@@ -140,6 +145,7 @@ impl ReAttention {
             question_alone: read.value("question_alone", true)?,
             prefill_selects,
             voters: read.count("voters", if chosen.name() == "exact" { 1 } else { 4 })?,
+            vote: read.choice("vote", VOTE_RULES)?,
             selector: chosen,
             clusters,
             low_bit,
@@ -191,6 +197,16 @@ impl ReAttention {
         }
         if !(self.top_k..=self.top_k.max(MOST_CANDIDATES)).contains(&self.low_bit.candidates) {
             return Err(read.bad("candidates", self.low_bit.candidates));
+        }
+        if self.vote != VoteRule::Count && self.published() {
+            return Err(
+                read.contradiction("the published code counts votes; leave vote=count or reference=off")
+            );
+        }
+        if self.vote == VoteRule::Margin && self.top_k == 1 {
+            return Err(read.contradiction(
+                "vote=margin needs a second key to compare the first with; set top_k=2 or more",
+            ));
         }
         if self.reuse.is_some() && self.published() {
             return Err(read.contradiction("reuse does not exist in the published code; leave reference=off"));
@@ -266,21 +282,15 @@ impl ReAttention {
         let best = self.selector.top_k(call, &voters, &request);
         let span =
             if self.published() { SpanRule::Published(self.span) } else { SpanRule::Centred(self.span) };
-        let select = |votes: Vec<u32>| select(votes, self.clip, span, middle.clone());
-        if !self.per_kv_head {
-            return vec![select(best.indices)];
-        }
-        let group = call.q.n_heads / call.kv.n_kv_heads;
-        let votes = |kv_head: usize| {
-            let mut votes = Vec::with_capacity(best.q_len * group * best.k);
-            for token in 0..best.q_len {
-                for head in kv_head * group..(kv_head + 1) * group {
-                    votes.extend_from_slice(best.row(token, head));
-                }
-            }
-            votes
+        let scale = 1.0 / (call.q.head_dim as f32).sqrt();
+        let lists = if self.per_kv_head { call.kv.n_kv_heads } else { 1 };
+        let heads = call.q.n_heads / lists;
+        let votes_of = |list: usize| {
+            let rows =
+                (0..best.q_len).flat_map(|token| (list * heads..(list + 1) * heads).map(move |h| (token, h)));
+            rows.flat_map(|(token, head)| self.vote.votes(&best, token, head, scale)).collect()
         };
-        (0..call.kv.n_kv_heads).map(|kv_head| select(votes(kv_head))).collect()
+        (0..lists).map(|list| select(votes_of(list), self.clip, span, middle.clone())).collect()
     }
 
     /// `[global | selected | local]` at contiguous (or original) positions.
@@ -391,6 +401,7 @@ impl Method for ReAttention {
             ("probes", self.clusters.reach.probes.to_string()),
             ("prefill_probes", self.clusters.reach.prefill_probes.to_string()),
             ("voters", self.voters.to_string()),
+            ("vote", VOTE_RULES.iter().find(|r| r.1 == self.vote).map_or("count", |r| r.0).to_string()),
             ("spread_weight", self.clusters.spread_weight.to_string()),
             ("bits", self.low_bit.bits.to_string()),
             ("candidates", self.low_bit.candidates.to_string()),
@@ -474,8 +485,8 @@ impl Method for ReAttention {
 
     fn step_bytes(&self, q_len: usize) -> usize {
         // For each vote: index and score in the lists of ranges searched at once and in what comes of them (twice 8
-        // bytes), and, while votes are counted, copies of indices, candidates, their votes and their order (20 bytes).
-        let votes = self.top_k.saturating_mul(36);
+        // bytes), and, while votes are counted, weighed and sorted copies, candidates, their votes and their order (40 bytes).
+        let votes = self.top_k.saturating_mul(56);
         // For each group looked into, one and a half (leaves and branches) of index and score.
         let looks = if self.selector.name() == "exact" { 0 } else { self.clusters.reach.probes * 12 };
         q_len.saturating_mul(self.n_heads).saturating_mul(votes.saturating_add(looks))

@@ -94,6 +94,12 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
             doc: "beyond exact_below keys, one token in so many of a context chunk votes",
         },
         ParamSpec {
+            name: "vote",
+            default: "count",
+            range: "count, margin or softmax",
+            doc: "what a vote weighs: one (published), the key's lead over the last of its query and head's top_k in logits, or its share of a softmax over them",
+        },
+        ParamSpec {
             name: "spread_weight",
             default: "2",
             range: "a finite number of at least 0",
