@@ -145,7 +145,12 @@ impl ReAttention {
             question_alone: read.value("question_alone", true)?,
             prefill_selects,
             voters: read.count("voters", if chosen.name() == "exact" { 1 } else { 4 })?,
-            vote: read.choice("vote", VOTE_RULES)?,
+            vote: match read.has("vote") {
+                true => read.choice("vote", VOTE_RULES)?,
+                // The published code counts, and a single key has no lead over another.
+                false if reference != Reference::Off || top_k == 1 => VoteRule::Count,
+                false => VoteRule::Margin,
+            },
             selector: chosen,
             clusters,
             low_bit,

@@ -95,7 +95,7 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
         },
         ParamSpec {
             name: "vote",
-            default: "count",
+            default: "margin; count with reference or top_k=1",
             range: "count, margin or softmax",
             doc: "what a vote weighs: one (published), the key's lead over the last of its query and head's top_k in logits, or its share of a softmax over them",
         },
