@@ -5,7 +5,7 @@ use anyhow::{anyhow, bail};
 use clap::ValueEnum;
 use reattention::methods::{Method, build, specs};
 use reattention::rope::RopeConfig;
-use reattention::{KvDtype, ModelShape, Settings};
+use reattention::{KvDtype, MethodError, ModelShape, Settings};
 use reattention_engine::{Engine, Package};
 use reattention_kernels::profile::{AttendClock, Profiler};
 use reattention_kernels::{Backend, Cpu, Reference};
@@ -128,12 +128,12 @@ impl MethodArgs {
         }
     }
 
-    /// Every method with the settings meant for it; all of them are checked.
+    /// Every method with the settings meant for it; all of them are checked. Of `all` methods those that do not suit the
+    /// model are left out, and named on stderr.
     pub(crate) fn each(&self, shape: &ModelShape) -> Result<Vec<(String, Settings)>, Failure> {
-        let names: Vec<String> = match self.method.as_slice() {
-            [all] if all == "all" => specs().map(|s| s.name.to_string()).collect(),
-            names => distinct(names),
-        };
+        let is_all = self.method == ["all"];
+        let names: Vec<String> =
+            if is_all { specs().map(|s| s.name.to_string()).collect() } else { distinct(&self.method) };
         let pairs = self.pairs();
         let mut arms = Vec::new();
         let mut used = vec![false; pairs.len()];
@@ -150,8 +150,13 @@ impl MethodArgs {
                 }
             }
             let settings = Settings::parse(&settings).input()?;
-            build(name, &settings, shape).input()?;
-            arms.push((name.clone(), settings));
+            match build(name, &settings, shape) {
+                Err(reason @ MethodError::Unsuited { .. }) if is_all => complain(reason),
+                built => {
+                    built.input()?;
+                    arms.push((name.clone(), settings));
+                }
+            }
         }
         if let Some(unused) = used.iter().position(|u| !u) {
             return Err(Failure::Input(anyhow!(

@@ -97,7 +97,7 @@ fn reattention(name: &str, prefill: &str) {
     let question = ids(&case["question_ids"]);
     let at = haystack.len();
     let prompt = [haystack, question].concat();
-    let settings = Settings::new().set("share", "kv_head").set("prefill", prefill);
+    let settings = Settings::new().set("share", "kv_head").set("vote", "count").set("prefill", prefill);
     for (backend, kv, tolerance) in arms() {
         let mut context = context(&model, "reattention", &settings, kv, &backend);
         let mut scratch = Scratch::default();

@@ -159,8 +159,16 @@ fn run_needle(args: &NeedleArgs) -> Result<ExitCode, Failure> {
         .map_err(blame)?;
     bar.clear();
     let table = figures::needle_table(&report.cells);
-    let svg = figures::needle_svg(&report.cells);
-    args.shared.finish("needle", &engine, &arms, &report, &table, Some(&svg))
+    let heat = figures::needle_svg(&report.cells);
+    let lines = figures::needle_lines_svg(&report.cells);
+    args.shared.finish(
+        "needle",
+        &engine,
+        &arms,
+        &report,
+        &table,
+        &[("needle", &heat), ("needle-lines", &lines)],
+    )
 }
 
 fn run_perplexity(args: &PerplexityArgs) -> Result<ExitCode, Failure> {
@@ -195,7 +203,7 @@ fn run_perplexity(args: &PerplexityArgs) -> Result<ExitCode, Failure> {
             .map_err(blame)?;
     bar.clear();
     let table = figures::perplexity_table(&report.buckets);
-    args.shared.finish("perplexity", &engine, &arms, &report, &table, None)
+    args.shared.finish("perplexity", &engine, &arms, &report, &table, &[])
 }
 
 fn run_selection(args: &SelectionArgs) -> Result<ExitCode, Failure> {
@@ -230,7 +238,7 @@ fn run_selection(args: &SelectionArgs) -> Result<ExitCode, Failure> {
     let report = selection::run(&engine, &arms, &options, &Cancel::default(), |name, p| bar.show(name, p))
         .map_err(blame)?;
     bar.clear();
-    args.shared.finish("selection", &engine, &arms, &report, &figures::selection_table(&report), None)
+    args.shared.finish("selection", &engine, &arms, &report, &figures::selection_table(&report), &[])
 }
 
 impl TaskName {
@@ -324,7 +332,7 @@ impl Shared {
         arms: &[Arm],
         report: &impl Serialize,
         table: &str,
-        svg: Option<&str>,
+        figures: &[(&str, &str)],
     ) -> Result<ExitCode, Failure> {
         let mut object = json!({
             "suite": suite,
@@ -348,8 +356,8 @@ impl Shared {
         if let Some(dir) = &self.out {
             write(dir, &format!("{suite}.json"), &serde_json::to_string_pretty(&object).running()?)?;
             write(dir, &format!("{suite}.md"), table)?;
-            if let Some(svg) = svg {
-                write(dir, &format!("{suite}.svg"), svg)?;
+            for (name, svg) in figures {
+                write(dir, &format!("{name}.svg"), svg)?;
             }
             self.output.say(format_args!("written to {}", dir.display()));
         }

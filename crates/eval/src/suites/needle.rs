@@ -7,7 +7,9 @@
 
 use crate::text::{Document, DocumentPlan};
 use crate::{Arm, EvalError};
-use reattention_engine::{Cancel, Engine, GenerateOptions, Progress, Source, peak_rss};
+use reattention_engine::{
+    Cancel, Engine, GenerateOptions, Progress, SessionError, Source, peak_rss, reset_peak_rss,
+};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -56,8 +58,11 @@ pub struct Cell {
     pub correct: usize,
     /// Time taken; reading the text is shared out evenly among its questions.
     pub seconds: f64,
-    /// The most memory the process has held until the cell was done.
+    /// The most memory the process has held while the texts of this method and length were read and asked (where the system
+    /// cannot tell, since the run began).
     pub peak_rss_bytes: Option<usize>,
+    /// Why the method refused this length; nothing was asked then.
+    pub refused: Option<String>,
 }
 
 /// One question of one text.
@@ -97,7 +102,7 @@ pub struct Report {
 /// Runs all methods on the same texts. `watch` is told what runs (method, length, sample) and how far reading has come.
 ///
 /// # Errors
-/// When a method refuses its settings, or a step fails.
+/// When a method refuses its settings, or a step fails. A length that a method refuses is no error: its cells say so.
 pub fn run(
     engine: &Engine,
     arms: &[Arm],
@@ -125,12 +130,22 @@ pub fn run(
                     correct: 0,
                     seconds: 0.0,
                     peak_rss_bytes: None,
+                    refused: None,
                 });
             }
+            reset_peak_rss();
             for (i, text) in texts.iter().enumerate() {
                 let name = format!("{} at {length}, text {} of {}", arm.name, i + 1, texts.len());
                 let start = Instant::now();
-                let answers = ask_all(engine, arm, text, options, cancel, |p| watch(&name, p))?;
+                let answers = match ask_all(engine, arm, text, options, cancel, |p| watch(&name, p)) {
+                    Err(EvalError::Session(SessionError::Method(reason))) => {
+                        for cell in &mut report.cells[first..] {
+                            cell.refused = Some(reason.to_string());
+                        }
+                        break;
+                    }
+                    answers => answers?,
+                };
                 let share = start.elapsed().as_secs_f64() / answers.len().max(1) as f64;
                 for (index, answer) in answers.into_iter().enumerate() {
                     let (fact, cell) = (&text.facts[index].fact, &mut report.cells[first + index]);

@@ -1,5 +1,9 @@
 //! Tables and figures of results, as text, Markdown and SVG.
 
+mod lines;
+
+pub use lines::needle_lines_svg;
+
 use crate::suites::{needle, perplexity, selection};
 use std::fmt::Write;
 
@@ -16,17 +20,20 @@ pub fn needle_table(cells: &[needle::Cell]) -> String {
     rows[0].extend(["mean", "s a question", "peak MiB"].map(String::from));
     for group in groups(cells) {
         let mut row = vec![group[0].method.clone(), group[0].length.to_string()];
-        row.extend(group.iter().map(|c| format!("{:.2}", accuracy(&[c]))));
-        row.push(format!("{:.2}", accuracy(&group)));
-        let (seconds, samples) =
-            (group.iter().map(|c| c.seconds).sum::<f64>(), group.iter().map(|c| c.samples).sum::<usize>());
-        row.push(format!("{:.2}", seconds / samples.max(1) as f64));
-        row.push(
-            group.iter().filter_map(|c| c.peak_rss_bytes).max().map_or("-".into(), |b| (b >> 20).to_string()),
-        );
+        let some = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2}"));
+        row.extend(group.iter().map(|c| some(accuracy(&[c]))));
+        row.push(some(accuracy(&group)));
+        row.push(some(seconds(&group)));
+        row.push(peak(&group).map_or("-".into(), |b| (b >> 20).to_string()));
         rows.push(row);
     }
-    markdown(&rows)
+    let mut table = markdown(&rows);
+    for group in groups(cells) {
+        if let Some(reason) = &group[0].refused {
+            let _ = write!(table, "\n{} at {} tokens: {reason}\n", group[0].method, group[0].length);
+        }
+    }
+    table
 }
 
 /// Perplexity, one line a method, one column a bucket.
@@ -148,7 +155,8 @@ pub fn needle_svg(cells: &[needle::Cell]) -> String {
                 else {
                     continue;
                 };
-                let (x, share) = (left + l * CELL.0, accuracy(&[cell]));
+                let Some(share) = accuracy(&[cell]) else { continue };
+                let x = left + l * CELL.0;
                 let ink = if share > 0.6 { "white" } else { "black" };
                 let _ = writeln!(
                     svg,
@@ -184,10 +192,21 @@ pub fn short(tokens: usize) -> String {
     }
 }
 
-/// Share of right answers over cells.
-fn accuracy(cells: &[&needle::Cell]) -> f64 {
+/// Share of right answers over cells; none where nothing was asked.
+fn accuracy(cells: &[&needle::Cell]) -> Option<f64> {
     let (correct, samples) = cells.iter().fold((0, 0), |(c, s), cell| (c + cell.correct, s + cell.samples));
-    correct as f64 / samples.max(1) as f64
+    (samples > 0).then(|| correct as f64 / samples as f64)
+}
+
+/// Seconds a question, reading included.
+fn seconds(cells: &[&needle::Cell]) -> Option<f64> {
+    let samples: usize = cells.iter().map(|c| c.samples).sum();
+    (samples > 0).then(|| cells.iter().map(|c| c.seconds).sum::<f64>() / samples as f64)
+}
+
+/// The most memory held, in bytes.
+fn peak(cells: &[&needle::Cell]) -> Option<usize> {
+    cells.iter().filter_map(|c| c.peak_rss_bytes).max()
 }
 
 /// Cells of one method and length, in their order.
@@ -276,7 +295,29 @@ mod tests {
             correct,
             seconds: 2.0,
             peak_rss_bytes: Some(5 << 20),
+            refused: None,
         }
+    }
+
+    #[test]
+    fn a_refused_length_has_no_numbers_but_a_reason() {
+        let refused =
+            needle::Cell { samples: 0, refused: Some("too long".into()), ..cell("dca", 4096, 0.0, 0) };
+        let table = needle_table(&[cell("dca", 512, 0.0, 4), refused.clone()]);
+        assert!(
+            table.contains("| dca    |   4096 |    - |    - |            - |")
+                && table.ends_with("dca at 4096 tokens: too long\n"),
+            "{table}"
+        );
+        let lines = needle_lines_svg(&[
+            cell("dca", 512, 0.0, 4),
+            cell("full", 512, 0.0, 4),
+            cell("full", 4096, 0.0, 0),
+            refused,
+        ]);
+        assert_eq!(lines.matches("<text").count(), lines.matches("</text>").count());
+        // One point of dca and two of full in each of the three panels, and a line only where there are two points.
+        assert_eq!((lines.matches("<circle").count(), lines.matches("<polyline").count()), (9, 3), "{lines}");
     }
 
     #[test]
