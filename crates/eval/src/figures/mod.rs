@@ -301,8 +301,12 @@ mod tests {
 
     #[test]
     fn a_refused_length_has_no_numbers_but_a_reason() {
-        let refused =
-            needle::Cell { samples: 0, refused: Some("too long".into()), ..cell("dca", 4096, 0.0, 0) };
+        let refused = needle::Cell {
+            samples: 0,
+            peak_rss_bytes: None,
+            refused: Some("too long".into()),
+            ..cell("dca", 4096, 0.0, 0)
+        };
         let table = needle_table(&[cell("dca", 512, 0.0, 4), refused.clone()]);
         assert!(
             table.contains("| dca    |   4096 |    - |    - |            - |")
