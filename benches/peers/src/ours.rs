@@ -74,7 +74,7 @@ impl Engine for Ours {
     fn read(&mut self, tokens: &[u32]) -> Result<()> {
         // A schedule ends with the prompt's last token, on its own; the one here stands for it and is left out.
         let start = self.session.len();
-        let mut steps = self.session.method().schedule(start..start + tokens.len() + 1, None);
+        let mut steps = self.session.schedule(start..start + tokens.len() + 1, None);
         steps.pop().context("the method feeds nothing")?;
         for step in steps {
             let tokens = tokens

@@ -109,6 +109,14 @@ impl Context {
         self.attended_max
     }
 
+    /// The steps in which the tokens `tokens` of a prompt are to be fed now; see [`Method::schedule`]. The method is told of
+    /// the prompt, which some need to know before its first step.
+    pub fn schedule(&mut self, tokens: Range<usize>, question: Option<usize>) -> Vec<Step> {
+        let steps = self.method.schedule(tokens.clone(), question);
+        self.method.expect(tokens, question);
+        steps
+    }
+
     /// Starts a step. Its tokens must follow those already read.
     ///
     /// # Panics

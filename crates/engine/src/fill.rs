@@ -31,7 +31,7 @@ impl Session {
             .collect();
         let mut draws = Draws::new(seed);
         let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for step in self.context.method().schedule(start..start + ids.len(), None) {
+        for step in self.context.schedule(start..start + ids.len(), None) {
             let mixtures: Vec<Mixture> =
                 step.tokens.clone().map(|_| Mixture::draw(&mut draws, imitated.len())).collect();
             self.context.begin(&step);

@@ -9,6 +9,7 @@ use reattention::rope::RopeConfig;
 use reattention::{Context, KvDtype, LayerTrace, MethodError, Origin, SourceMap, TruncateError};
 use reattention_kernels::Backend;
 use reattention_model::{Logits, Model, Scratch, Tokenizer};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -225,7 +226,7 @@ impl Session {
             self.texts.push(text.clone());
         }
         let (base, total) = (self.ids.len(), prompt.ids.len());
-        let steps = self.context.method().schedule(base..base + total, prompt.question.map(|q| base + q));
+        let steps = self.context.schedule(base..base + total, prompt.question.map(|q| base + q));
         let mut meter = Meter::new(total);
         let start = Instant::now();
         for (i, step) in steps.iter().enumerate() {
@@ -344,6 +345,12 @@ impl Session {
     /// Ends [`Session::pin`].
     pub fn unpin(&mut self) {
         self.context.unpin();
+    }
+
+    /// The steps in which the tokens `tokens` of a prompt are to be fed now, for evaluations that feed them themselves; see
+    /// [`Context::schedule`].
+    pub fn schedule(&mut self, tokens: Range<usize>, question: Option<usize>) -> Vec<Step> {
+        self.context.schedule(tokens, question)
     }
 
     /// Feeds tokens as one step of the caller's making and returns the logits wanted; for evaluations.

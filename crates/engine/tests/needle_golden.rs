@@ -102,7 +102,7 @@ fn reattention(name: &str, prefill: &str) {
         let mut context = context(&model, "reattention", &settings, kv, &backend);
         let mut scratch = Scratch::default();
         let mut logits = Vec::new();
-        let steps = context.method().schedule(0..prompt.len(), Some(at));
+        let steps = context.schedule(0..prompt.len(), Some(at));
         assert_eq!(steps[steps.len() - 1].kind, StepKind::Decode);
         for step in &steps {
             context.trace(true);

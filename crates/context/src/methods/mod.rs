@@ -116,6 +116,10 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     /// The steps cover `tokens` without gap or overlap. Tokens before `tokens.start` are in the store already.
     fn schedule(&self, tokens: Range<usize>, question: Option<usize>) -> Vec<Step>;
 
+    /// Told of a prompt before its first step, by [`Context::schedule`](crate::Context::schedule): its arguments are those of
+    /// [`Method::schedule`]. Steps of the caller's own making come without.
+    fn expect(&mut self, _tokens: Range<usize>, _question: Option<usize>) {}
+
     /// Called once before the layers of a step.
     fn begin(&mut self, _step: &Step, _ropes: &mut Ropes) {}
 

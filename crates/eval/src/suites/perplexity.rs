@@ -89,7 +89,7 @@ pub(crate) fn losses(
     mut watch: impl FnMut(Progress),
 ) -> Result<Vec<f32>, EvalError> {
     let (mut losses, start) = (Vec::with_capacity(ids.len()), Instant::now());
-    for step in session.method().schedule(0..ids.len(), Some(ids.len())) {
+    for step in session.schedule(0..ids.len(), Some(ids.len())) {
         if cancel.is_cancelled() {
             return Err(reattention_engine::SessionError::Cancelled {
                 done: step.tokens.start,

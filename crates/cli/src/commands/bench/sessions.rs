@@ -139,7 +139,7 @@ impl<'a> Reading<'a> {
         decode: usize,
         mut progress: impl FnMut(Progress),
     ) -> Result<Mark, SessionError> {
-        let own = self.session.method().schedule(0..length, None);
+        let own = self.session.schedule(0..length, None);
         let shared = shared(&own, &self.steps);
         let start = Instant::now();
         self.take();
