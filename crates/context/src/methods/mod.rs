@@ -4,11 +4,14 @@
 //! (a) and (b) in [`Method::view`], (c) in [`Method::release`], (d) in [`Method::schedule`].
 
 mod full;
+mod lm_infinite;
+mod parts;
 mod reattention;
 mod streaming_llm;
 mod vote;
 
 pub use full::Full;
+pub use lm_infinite::LmInfinite;
 pub use reattention::ReAttention;
 pub use streaming_llm::StreamingLlm;
 
@@ -183,6 +186,7 @@ const REGISTRY: &[(&MethodSpec, Build)] = &[
     (&reattention::SPEC, |s, m| Ok(Box::new(ReAttention::new(s, m)?))),
     (&full::SPEC, |s, m| Ok(Box::new(Full::new(s, m)?))),
     (&streaming_llm::SPEC, |s, m| Ok(Box::new(StreamingLlm::new(s, m)?))),
+    (&lm_infinite::SPEC, |s, m| Ok(Box::new(LmInfinite::new(s, m)?))),
 ];
 
 /// The specifications of all methods.
