@@ -8,12 +8,14 @@ mod lm_infinite;
 mod parts;
 mod reattention;
 mod streaming_llm;
+mod string;
 mod vote;
 
 pub use full::Full;
 pub use lm_infinite::LmInfinite;
 pub use reattention::ReAttention;
 pub use streaming_llm::StreamingLlm;
+pub use string::StringPositions;
 
 use crate::ModelShape;
 use crate::rope::Ropes;
@@ -187,6 +189,7 @@ const REGISTRY: &[(&MethodSpec, Build)] = &[
     (&full::SPEC, |s, m| Ok(Box::new(Full::new(s, m)?))),
     (&streaming_llm::SPEC, |s, m| Ok(Box::new(StreamingLlm::new(s, m)?))),
     (&lm_infinite::SPEC, |s, m| Ok(Box::new(LmInfinite::new(s, m)?))),
+    (&string::SPEC, |s, m| Ok(Box::new(StringPositions::new(s, m)?))),
 ];
 
 /// The specifications of all methods.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Ropes {
     config: RopeConfig,
+    /// Stands in for the factor on cosine and sine that the configuration gives.
+    multiplier: Option<f32>,
     /// The last table made, and the length its frequencies are for.
     table: Option<(usize, Arc<RopeTable>)>,
 }
@@ -13,12 +15,19 @@ pub struct Ropes {
 impl Ropes {
     /// Tables of one configuration.
     pub fn new(config: RopeConfig) -> Self {
-        Self { config, table: None }
+        Self { config, multiplier: None, table: None }
     }
 
     /// The configuration.
     pub fn config(&self) -> &RopeConfig {
         &self.config
+    }
+
+    /// Lets every table from now on have this factor on cosine and sine, in place of the configuration's own.
+    pub fn set_multiplier(&mut self, multiplier: f32) {
+        if self.multiplier.replace(multiplier) != Some(multiplier) {
+            self.table = None;
+        }
     }
 
     /// The table for `n` positions in use (0 to `n - 1`).
@@ -30,7 +39,11 @@ impl Ropes {
             _ => {
                 let (inv_freq, multiplier) = self.config.frequencies(length);
                 // Doubling keeps a growing context from rebuilding the table at every step.
-                let table = Arc::new(RopeTable::new(inv_freq, multiplier, (2 * n).max(4096)));
+                let table = Arc::new(RopeTable::new(
+                    inv_freq,
+                    self.multiplier.unwrap_or(multiplier),
+                    (2 * n).max(4096),
+                ));
                 self.table = Some((length, Arc::clone(&table)));
                 table
             }

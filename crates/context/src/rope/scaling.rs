@@ -144,6 +144,20 @@ impl RopeConfig {
         matches!(self.scaling, RopeScaling::DynamicNtk { .. })
     }
 
+    /// Distances these frequencies are made for: the window, stretched by the factor. A longer text needs a method that keeps
+    /// its distances below this.
+    pub fn stretched_window(&self) -> usize {
+        let by = |window: usize, factor: f64| self.window.max((window as f64 * factor) as usize);
+        match self.scaling {
+            RopeScaling::Linear { factor } | RopeScaling::Ntk { factor } => by(self.window, factor),
+            RopeScaling::Yarn { factor, original_window, .. } => by(original_window, factor),
+            // Its frequencies follow the length.
+            RopeScaling::DynamicNtk { .. } => usize::MAX,
+            // Configurations count the stretch of these in their window.
+            RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) => self.window,
+        }
+    }
+
     /// Frequencies `[dim / 2]` and the factor on cosine and sine for a context of `n` tokens.
     pub fn frequencies(&self, n: usize) -> (Vec<f32>, f32) {
         let plain =
@@ -295,6 +309,17 @@ mod tests {
             assert!((got - want).abs() < 1e-6 * want.max(1e-3), "{got} instead of {want}");
         }
         assert!(c.changes_with_length());
+    }
+
+    #[test]
+    fn a_stretched_window_follows_the_factor() {
+        let stretched =
+            |spec: &str| config(8, 1e4, 1000, RopeScaling::None).with_spec(spec).unwrap().stretched_window();
+        assert_eq!(stretched("none"), 1000);
+        assert_eq!(stretched("linear:factor=2.5"), 2500);
+        assert_eq!(stretched("yarn:factor=4"), 4000);
+        assert_eq!(stretched("yarn:factor=4,original=200"), 1000);
+        assert_eq!(stretched("dynamic"), usize::MAX);
     }
 
     #[test]
