@@ -7,6 +7,7 @@ mod full;
 mod lm_infinite;
 mod parts;
 mod reattention;
+mod self_extend;
 mod streaming_llm;
 mod string;
 mod vote;
@@ -14,6 +15,7 @@ mod vote;
 pub use full::Full;
 pub use lm_infinite::LmInfinite;
 pub use reattention::ReAttention;
+pub use self_extend::SelfExtend;
 pub use streaming_llm::StreamingLlm;
 pub use string::StringPositions;
 
@@ -190,6 +192,7 @@ const REGISTRY: &[(&MethodSpec, Build)] = &[
     (&streaming_llm::SPEC, |s, m| Ok(Box::new(StreamingLlm::new(s, m)?))),
     (&lm_infinite::SPEC, |s, m| Ok(Box::new(LmInfinite::new(s, m)?))),
     (&string::SPEC, |s, m| Ok(Box::new(StringPositions::new(s, m)?))),
+    (&self_extend::SPEC, |s, m| Ok(Box::new(SelfExtend::new(s, m)?))),
 ];
 
 /// The specifications of all methods.
