@@ -3,6 +3,7 @@
 //! One method is one file and answers the four questions of the design through the [`Method`] trait:
 //! (a) and (b) in [`Method::view`], (c) in [`Method::release`], (d) in [`Method::schedule`].
 
+mod dca;
 mod full;
 mod lm_infinite;
 mod parts;
@@ -12,6 +13,7 @@ mod streaming_llm;
 mod string;
 mod vote;
 
+pub use dca::Dca;
 pub use full::Full;
 pub use lm_infinite::LmInfinite;
 pub use reattention::ReAttention;
@@ -193,6 +195,7 @@ const REGISTRY: &[(&MethodSpec, Build)] = &[
     (&lm_infinite::SPEC, |s, m| Ok(Box::new(LmInfinite::new(s, m)?))),
     (&string::SPEC, |s, m| Ok(Box::new(StringPositions::new(s, m)?))),
     (&self_extend::SPEC, |s, m| Ok(Box::new(SelfExtend::new(s, m)?))),
+    (&dca::SPEC, |s, m| Ok(Box::new(Dca::new(s, m)?))),
 ];
 
 /// The specifications of all methods.
