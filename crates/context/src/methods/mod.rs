@@ -6,6 +6,7 @@
 mod dca;
 mod full;
 mod lm_infinite;
+mod mesa;
 mod parts;
 mod reattention;
 mod self_extend;
@@ -16,6 +17,7 @@ mod vote;
 pub use dca::Dca;
 pub use full::Full;
 pub use lm_infinite::LmInfinite;
+pub use mesa::Mesa;
 pub use reattention::ReAttention;
 pub use self_extend::SelfExtend;
 pub use streaming_llm::StreamingLlm;
@@ -196,6 +198,7 @@ const REGISTRY: &[(&MethodSpec, Build)] = &[
     (&string::SPEC, |s, m| Ok(Box::new(StringPositions::new(s, m)?))),
     (&self_extend::SPEC, |s, m| Ok(Box::new(SelfExtend::new(s, m)?))),
     (&dca::SPEC, |s, m| Ok(Box::new(Dca::new(s, m)?))),
+    (&mesa::SPEC, |s, m| Ok(Box::new(Mesa::new(s, m)?))),
 ];
 
 /// The specifications of all methods.
