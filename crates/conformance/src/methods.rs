@@ -3,6 +3,7 @@
 use crate::Case;
 use anyhow::{Context, bail};
 use reattention::Settings;
+use reattention::rope::{RopeConfig, RopeScaling};
 use serde_json::Value;
 
 /// The method and settings that reproduce a case, or `None` if the method does not exist here.
@@ -53,6 +54,61 @@ pub(crate) fn settings(case: &Case) -> anyhow::Result<Option<(&'static str, Sett
                 .set("reference", true);
             Some(("streaming-llm", settings))
         }
+        "infinite-lm" => {
+            only("distance_scale", 1.0.into())?;
+            let settings = Settings::new()
+                .set("global", number("n_init")?)
+                .set("local", number("n_local")?)
+                .set("chunk", number("chunk_size")?)
+                .set("reference", true);
+            Some(("lm-infinite", settings))
+        }
+        "string" => {
+            let settings = Settings::new()
+                .set("shift", number("shifted_offset")?)
+                .set("small_local", number("small_local_value")?)
+                .set("chunk", case.ids("input_ids")?.len())
+                .set("reference", true);
+            Some(("string", settings))
+        }
+        "mesa_extrapolation" => {
+            let mut settings =
+                Settings::new().set("chunk", case.ids("input_ids")?.len()).set("reference", true);
+            for (ours, theirs) in [
+                ("train_length", "train_length"),
+                ("global", "first_chunk"),
+                ("global_room", "first_chunk_cache"),
+                ("last", "last_context"),
+                ("reserve", "max_token_len"),
+                ("stair", "push_width"),
+                ("width", "context_window_length"),
+            ] {
+                settings = settings.set(ours, number(theirs)?);
+            }
+            Some(("mesa", settings))
+        }
         _ => None,
     })
+}
+
+/// The frequencies that a case asks for beside its model's own, `own`.
+///
+/// # Errors
+/// When the manifest's numbers make no sense.
+pub(crate) fn rope(case: &Case, own: &RopeConfig) -> anyhow::Result<Option<RopeConfig>> {
+    let factor = match case.param("yarn_factor") {
+        Ok(value) if !value.is_null() => value.as_f64().context("yarn_factor is no number")?,
+        _ => return Ok(None),
+    };
+    // STRING's code for Qwen2 has the original window fixed, and a factor on cosine and sine that is the method's.
+    let scaling = RopeScaling::Yarn {
+        factor,
+        original_window: 32_768,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        attention_factor: None,
+    };
+    let rope = RopeConfig { scaling, ..own.clone() };
+    rope.validate()?;
+    Ok(Some(rope))
 }

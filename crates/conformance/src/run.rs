@@ -6,8 +6,9 @@ use crate::{Case, methods};
 use anyhow::{Context as _, ensure};
 use reattention::methods::Selection;
 use reattention::methods::{Step, StepKind, build};
+use reattention::rope::RopeConfig;
 use reattention::{Context, KvDtype, LayerTrace, Settings};
-use reattention_kernels::Backend;
+use reattention_kernels::{Backend, Position};
 use reattention_model::{Logits, Model, Scratch};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -77,9 +78,10 @@ fn attempt(dir: &Path, name: &str, backend: &Arc<dyn Backend>) -> anyhow::Result
     };
     let model = case.model(dir)?;
     let mut found = Findings::default();
-    frequencies(&case, &model, &mut found)?;
+    let rope = methods::rope(&case, &model.shape().rope)?;
+    frequencies(&case, rope.as_ref().unwrap_or(&model.shape().rope), &mut found)?;
     let probe = Arc::new(Probe::new(Arc::clone(backend)));
-    let mut runner = Runner { case: &case, model: &model, probe: &probe, method, settings: &settings };
+    let mut runner = Runner { case: &case, model: &model, probe: &probe, method, settings: &settings, rope };
     let loose = case.text("count_tie_break").is_ok_and(|t| !t.starts_with("lowest"));
     runner.whole(loose, &mut found)?;
     if case.has("greedy_logits_nocache") {
@@ -101,9 +103,9 @@ fn attempt(dir: &Path, name: &str, backend: &Arc<dyn Backend>) -> anyhow::Result
     Ok(Outcome::Passed(text))
 }
 
-fn frequencies(case: &Case, model: &Model, found: &mut Findings) -> anyhow::Result<()> {
+fn frequencies(case: &Case, rope: &RopeConfig, found: &mut Findings) -> anyhow::Result<()> {
     let prompt = case.ids("input_ids")?.len();
-    let (inv_freq, multiplier) = model.shape().rope.frequencies(prompt);
+    let (inv_freq, multiplier) = rope.frequencies(prompt);
     if case.has("inv_freq") {
         let (_, want) = case.floats("inv_freq")?;
         let relative: Vec<f32> = inv_freq.iter().zip(&want).map(|(a, b)| a / b).collect();
@@ -121,6 +123,7 @@ struct Runner<'a> {
     probe: &'a Arc<Probe>,
     method: &'static str,
     settings: &'a Settings,
+    rope: Option<RopeConfig>,
 }
 
 impl Runner<'_> {
@@ -128,7 +131,7 @@ impl Runner<'_> {
         let shape = self.model.shape();
         let method = build(self.method, self.settings, shape)?;
         let backend: Arc<dyn Backend> = Arc::clone(self.probe) as _;
-        Ok(Context::new(shape, method, None, KvDtype::F32, backend))
+        Ok(Context::new(shape, method, self.rope.clone(), KvDtype::F32, backend))
     }
 
     /// Prompt and greedy continuation. With `loose` ties the case is only comparable up to the first selection.
@@ -136,7 +139,7 @@ impl Runner<'_> {
         let (case, prompt) = (self.case, self.case.ids("input_ids")?);
         let mut context = self.context()?;
         context.trace(true);
-        let steps = context.method().schedule(0..prompt.len(), None);
+        let steps = context.schedule(0..prompt.len(), None);
         let mut got = PromptLogits::default();
         let mut scratch = Scratch::default();
         let layers = self.model.shape().n_layers;
@@ -223,6 +226,7 @@ impl Runner<'_> {
         }
         let trace = context.trace(false);
         compare_steps(case, &steps, &trace, found)?;
+        compare_positions(case, &steps, &trace, found)?;
         compare_selections(case, &steps, &trace, &self.probe.take(), found)
     }
 
@@ -324,6 +328,41 @@ fn compare_steps(
     let got: Vec<Vec<i32>> = steps.iter().map(row).collect();
     let want: Vec<Vec<i32>> = want.chunks(shape[1]).map(|r| r[..3 + usize::from(selects)].to_vec()).collect();
     found.lists("steps (kind, start, end, selects)", &got, &want);
+    Ok(())
+}
+
+/// Where queries and keys of every forward call stand, in the first layer.
+fn compare_positions(
+    case: &Case,
+    steps: &[Step],
+    trace: &[LayerTrace],
+    found: &mut Findings,
+) -> anyhow::Result<()> {
+    if !case.has("query_positions") {
+        return Ok(());
+    }
+    let first: Vec<&LayerTrace> = trace.iter().filter(|t| t.layer == 0).collect();
+    ensure!(first.len() == steps.len(), "{} views of {} calls", first.len(), steps.len());
+    for (name, index) in
+        [("query_positions", "query_positions_index"), ("key_positions", "key_positions_index")]
+    {
+        let rows = Rows::read(case, index, name, 0)?;
+        found.lists(&format!("calls of {name}"), &[steps.len()], &[rows.index.len()]);
+        for (call, t) in first.iter().enumerate() {
+            let segments = &t.segments[0];
+            let at = |p: Position, token: usize, rank: usize| usize::try_from(p.at(token, rank)).ok();
+            let got: Option<Vec<usize>> = if name == "query_positions" {
+                let own = segments.last().context("a view has segments")?;
+                t.tokens.clone().enumerate().map(|(rank, i)| at(own.query_position, i, rank)).collect()
+            } else {
+                let keys = segments.iter().flat_map(|s| {
+                    (0..s.keys.len()).map(move |rank| at(s.key_position, s.keys.token(rank), rank))
+                });
+                keys.collect()
+            };
+            found.lists(&format!("{name} of call {call}"), &got.unwrap_or_default(), &rows.get((call, 0)));
+        }
+    }
     Ok(())
 }
 

@@ -29,7 +29,16 @@ fn small(method: &str) -> Vec<Settings> {
             .map(|extra| parse(&[&base[..], extra].concat()))
             .collect()
         }
-        "streaming-llm" => vec![parse(&["global=2", "local=16", "chunk=8"])],
+        "streaming-llm" | "lm-infinite" => vec![parse(&["global=2", "local=16", "chunk=8"])],
+        "string" => vec![parse(&["shift=24", "small_local=4", "chunk=8"])],
+        "self-extend" => {
+            let base = ["group=4", "local=16", "chunk=8"];
+            vec![parse(&base), parse(&[&base[..], &["log_scale=32"]].concat())]
+        }
+        "dca" => vec![parse(&["size=24", "local=8", "chunk=8"])],
+        "mesa" => {
+            vec![parse(&["train_length=40", "global=4", "last=8", "reserve=4", "stair=4", "chunk=8"])]
+        }
         _ => vec![parse(&["chunk=8"])],
     }
 }
@@ -57,7 +66,7 @@ fn logits(
     let method = build(method, settings, model.shape()).unwrap();
     let mut context = Context::new(model.shape(), method, None, KvDtype::F32, Arc::clone(backend));
     let (mut all, mut scratch) = (Vec::new(), Scratch::default());
-    for step in context.method().schedule(0..ids.len(), None) {
+    for step in context.schedule(0..ids.len(), None) {
         let tokens = &ids[step.tokens.clone()];
         all.extend(model.forward(tokens, &step, &mut context, &mut scratch, &Logits::All, None).unwrap());
     }
@@ -110,7 +119,9 @@ fn below_its_scope_a_method_is_full_attention() {
     let model = model("llama", &[]);
     for backend in backends() {
         let full = logits(&model, "full", &small("full")[0], &ids(16, 2), &backend);
-        for method in ["reattention", "streaming-llm"] {
+        // All but string, whose temperature holds at every length.
+        let methods = ["reattention", "streaming-llm", "lm-infinite", "self-extend", "dca", "mesa"];
+        for method in methods {
             for settings in small(method) {
                 assert!(
                     close(&logits(&model, method, &settings, &ids(16, 2), &backend), &full),
@@ -119,8 +130,9 @@ fn below_its_scope_a_method_is_full_attention() {
             }
         }
         let longer = |method: &str| logits(&model, method, &small(method)[0], &ids(60, 2), &backend);
-        assert!(!close(&longer("reattention"), &longer("full")));
-        assert!(!close(&longer("streaming-llm"), &longer("full")));
+        for method in methods {
+            assert!(!close(&longer(method), &longer("full")), "{method}");
+        }
     }
 }
 
@@ -128,7 +140,7 @@ fn below_its_scope_a_method_is_full_attention() {
 fn the_cut_of_the_prompt_does_not_matter_where_it_should_not() {
     let model = model("qwen3", &[]);
     let [_, backend] = backends();
-    for method in ["full", "streaming-llm"] {
+    for method in ["full", "streaming-llm", "lm-infinite", "string", "self-extend", "dca", "mesa"] {
         let with_chunk = |n: usize| {
             logits(&model, method, &small(method)[0].clone().set("chunk", n), &ids(100, 4), &backend)
         };
@@ -137,6 +149,38 @@ fn the_cut_of_the_prompt_does_not_matter_where_it_should_not() {
             assert!(close(&with_chunk(chunk), &whole), "{method} with chunk {chunk}");
         }
     }
+}
+
+#[test]
+fn a_question_asked_later_gives_what_one_prompt_gives_where_the_method_says_so() {
+    let model = model("llama", &[]);
+    let [_, backend] = backends();
+    let all = ids(130, 6);
+    let answer = |method: &str, settings: &Settings, ends: &[usize]| {
+        let method = build(method, settings, model.shape()).unwrap();
+        let splits = method.splits();
+        let mut context = Context::new(model.shape(), method, None, KvDtype::F32, Arc::clone(&backend));
+        let (mut last, mut scratch) = (Vec::new(), Scratch::default());
+        for &end in ends {
+            for step in context.schedule(context.len()..end, Some(110)) {
+                let ids = &all[step.tokens.clone()];
+                last = model.forward(ids, &step, &mut context, &mut scratch, &Logits::Last, None).unwrap();
+            }
+        }
+        (last, splits)
+    };
+    let mut methods = 0;
+    for spec in specs() {
+        for settings in small(spec.name) {
+            let (whole, splits) = answer(spec.name, &settings, &[130]);
+            if splits {
+                let (halves, _) = answer(spec.name, &settings, &[110, 130]);
+                assert!(close(&whole, &halves), "{} {settings:?}", spec.name);
+                methods += 1;
+            }
+        }
+    }
+    assert!(methods > 5);
 }
 
 /// The published rule: a cache of the first and the last tokens, positions counted in it. With a single layer, whose keys
@@ -161,7 +205,7 @@ fn streaming_equals_a_cache_that_evicts() {
 #[test]
 fn a_model_with_sliding_layers_is_refused_by_methods_that_cannot_serve_it() {
     let model = model("mistral", &[("sliding_window", 24.into())]);
-    for method in ["reattention", "streaming-llm"] {
+    for method in ["reattention", "streaming-llm", "lm-infinite", "string", "self-extend", "dca", "mesa"] {
         let error = build(method, &Settings::new(), model.shape()).unwrap_err();
         assert!(
             matches!(&error, MethodError::Unsuited { .. }) && error.to_string().contains("24"),
@@ -183,7 +227,7 @@ fn a_view_larger_than_the_window_is_an_error_and_the_context_stands() {
     let mut context = Context::new(model.shape(), method, None, KvDtype::F32, backend);
     let (prompt, mut scratch) = (ids(4 * window, 5), Scratch::default());
     let mut refused = None;
-    for step in context.method().schedule(0..prompt.len(), None) {
+    for step in context.schedule(0..prompt.len(), None) {
         let tokens = &prompt[step.tokens.clone()];
         if let Err(error) = model.forward(tokens, &step, &mut context, &mut scratch, &Logits::None, None) {
             refused = Some((step, error));

@@ -155,7 +155,7 @@ fn cancelling_leaves_the_session_usable() {
 #[test]
 fn several_questions_share_one_reading() {
     let engine = engine(2);
-    for method in ["reattention", "streaming-llm", "full"] {
+    for method in ["reattention", "streaming-llm", "full", "lm-infinite", "dca", "mesa"] {
         let (context, question) =
             (engine.context(&[haystack()]).unwrap(), engine.question(QUESTION).unwrap());
         let mut session = session(&engine, method, &[]);
@@ -238,8 +238,10 @@ fn streaming_memory_stays_flat() {
         session.prefill(&Prompt::from_ids(ids), &Cancel::default(), |_| {}).unwrap();
         session.kv_bytes()
     };
-    assert_eq!(bytes("streaming-llm", 8000), bytes("streaming-llm", 16_000));
-    assert!(bytes("streaming-llm", 16_000) < bytes("full", 5000));
+    for method in ["streaming-llm", "lm-infinite"] {
+        assert_eq!(bytes(method, 8000), bytes(method, 16_000), "{method}");
+        assert!(bytes(method, 16_000) < bytes("full", 5000), "{method}");
+    }
 }
 
 /// Without a trace the last layer of a chunk makes no view; with one it does, and nothing else may differ.
@@ -247,7 +249,7 @@ fn streaming_memory_stays_flat() {
 fn views_that_nobody_attends_to_change_nothing() {
     let engine = engine(2);
     let prompt = engine.ask(&[haystack()], QUESTION).unwrap();
-    for method in ["reattention", "full", "streaming-llm"] {
+    for method in ["reattention", "full", "streaming-llm", "dca", "mesa"] {
         let logits = |traced: bool| {
             let mut session = session(&engine, method, &[]);
             session.trace(traced);
