@@ -48,7 +48,7 @@ pub(crate) struct MethodArgs {
     /// A parameter of the method, repeatable; `method.key=value` addresses one of several methods.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Rotary frequencies: none, linear, ntk, dynamic, yarn or llama3, as NAME[:key=value,...]; the model's own if left out.
+    /// Rotary frequencies: none, linear, ntk, dynamic, yarn, llama3 or clex, as NAME[:key=value,...]; the model's own if left out.
     #[arg(long, value_name = "SPEC")]
     rope: Option<String>,
     /// Tokens fed at once; the same as --set chunk=N.
@@ -173,9 +173,11 @@ impl MethodArgs {
         self.set.iter().cloned().chain(self.chunk.map(|c| format!("chunk={c}"))).collect()
     }
 
-    /// The frequencies asked for.
-    pub(crate) fn rope(&self, shape: &ModelShape) -> Result<Option<RopeConfig>, Failure> {
-        self.rope.as_deref().map(|spec| shape.rope.with_spec(spec)).transpose().input()
+    /// The model as methods are to see it, with the frequencies asked for, and these, if any were.
+    pub(crate) fn shape(&self, package: &Package) -> Result<(ModelShape, Option<RopeConfig>), Failure> {
+        let shape = package.shape();
+        let rope = self.rope.as_deref().map(|spec| shape.rope.with_spec(spec)).transpose().input()?;
+        Ok((rope.clone().map_or(shape.clone(), |r| shape.with_rope(r)), rope))
     }
 }
 

@@ -133,6 +133,9 @@ fn bad_input_is_named_and_exits_with_2() {
         (ask(&["--set", "colour=red"]), "no parameter `colour`; it has global"),
         (ask(&["--set", "chunk"]), "`chunk` is not of the form key=value"),
         (ask(&["--rope", "warp"]), "unknown rope scaling `warp`"),
+        (ask(&["--rope", "clex"]), "trained weights of a CLEX checkpoint"),
+        (ask(&["--method", "ms-poe", "--rope", "dynamic"]), "follow the length"),
+        (of(&["eval", "needle", "--method", "ms-poe", "--rope", "dynamic"]), "follow the length"),
         (ask(&["--temperature=-1"]), "temperature"),
         (ask(&["--top-p", "0"]), "top_p is 0"),
         (ask(&["--threads", "0"]), "--threads must be at least 1"),
@@ -190,8 +193,13 @@ fn methods_and_inspect_describe() {
     let methods = json(&["methods", "--json"]);
     let names: Vec<&str> =
         methods["methods"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["reattention", "full", "streaming-llm"]);
-    assert!(stdout(&["methods"]).contains("arXiv 2407.15176"));
+    let known: Vec<&str> = reattention::methods::specs().map(|s| s.name).collect();
+    assert_eq!(names, known);
+    assert!(
+        methods["ropes"].as_array().unwrap().iter().any(|r| r["name"] == "clex" && r["params"].is_array())
+    );
+    let text = stdout(&["methods"]);
+    assert!(text.contains("arXiv 2407.15176") && text.contains("arXiv 2310.16450"));
     let model = json(&["inspect", "--json"]);
     assert_eq!((&model["family"], &model["window"]), (&"llama".into(), &512.into()));
     assert_eq!(model["kv_bytes_per_token"]["bf16"], 1024);

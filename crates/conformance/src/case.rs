@@ -82,8 +82,22 @@ impl Case {
             config.extend(overrides.clone());
         }
         let config = Config::from_json(&serde_json::to_string(&config)?, &file.display().to_string())?;
+        let config = self.with_clex_weights(config)?;
         let checkpoint = Checkpoint::open(&folder)?.with_config(config.clone());
         Ok(Model::new(config, checkpoint.load()?))
+    }
+
+    /// CLEX's trained weights are part of a case, not of its model.
+    fn with_clex_weights(&self, mut config: Config) -> anyhow::Result<Config> {
+        if self.has("ode_up_proj") {
+            let (_, up) = self.floats("ode_up_proj")?;
+            let (_, down) = self.floats("ode_down_proj")?;
+            config.rope = config.rope.with_clex_weights(&up, &down)?;
+            if self.param("log_scale")? == &Value::Bool(true) {
+                config.rope = config.rope.with_spec("clex:log_scale=published")?;
+            }
+        }
+        Ok(config)
     }
 
     /// Whether the case holds a tensor.

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 pub(crate) struct Findings {
     /// Differences beyond the tolerance.
     pub(crate) failures: Vec<String>,
+    /// Tolerance of logits in cases that need more than the usual one.
+    pub(crate) loose_logits: f32,
     /// Largest difference of logits.
     pub(crate) logits: f32,
     /// Selections found equal.
@@ -35,7 +37,7 @@ impl Findings {
 
     /// Compares logits and remembers the largest difference.
     pub(crate) fn logits(&mut self, what: &str, got: &[f32], want: &[f32], tolerance: f32) {
-        let worst = self.numbers(what, got, want, tolerance);
+        let worst = self.numbers(what, got, want, tolerance.max(self.loose_logits));
         self.logits = self.logits.max(worst);
     }
 

@@ -20,7 +20,8 @@ pub(crate) fn settings(case: &Case) -> anyhow::Result<Option<(&'static str, Sett
         value => bail!("{key}={value} is not supported, only {allowed}"),
     };
     Ok(match case.text("method")? {
-        "full_attention" => {
+        // CLEX changes frequencies only, which the configuration holds.
+        "full_attention" | "clex" => {
             let prompt = case.ids("input_ids")?.len();
             Some(("full", Settings::new().set("chunk", prompt).set("reference", true)))
         }
@@ -45,6 +46,20 @@ pub(crate) fn settings(case: &Case) -> anyhow::Result<Option<(&'static str, Sett
                 settings = settings.set(ours, number(theirs)?);
             }
             Some(("reattention", settings))
+        }
+        "ms_poe" => {
+            let layers: Vec<String> = apply_layers(case)?.iter().map(usize::to_string).collect();
+            let text = |key: &str| match case.param(key)? {
+                Value::String(text) => anyhow::Ok(text.clone()),
+                value => Ok(value.to_string()),
+            };
+            let settings = Settings::new()
+                .set("ratio_min", text("compress_ratio_min")?)
+                .set("ratio_max", text("compress_ratio_max")?)
+                .set("head_type", text("head_type")?)
+                .set("layers", layers.join(","))
+                .set("reference", true);
+            Some(("ms-poe", settings))
         }
         "stream-llm" => {
             let settings = Settings::new()
@@ -111,4 +126,18 @@ pub(crate) fn rope(case: &Case, own: &RopeConfig) -> anyhow::Result<Option<RopeC
     let rope = RopeConfig { scaling, ..own.clone() };
     rope.validate()?;
     Ok(Some(rope))
+}
+
+/// The layers that a case of Ms-PoE concerns.
+///
+/// # Errors
+/// When the manifest does not list them.
+pub(crate) fn apply_layers(case: &Case) -> anyhow::Result<Vec<usize>> {
+    let listed = case.param("apply_layers")?.as_array().context("`apply_layers` is no list")?;
+    let number = |layer: &Value| usize::try_from(layer.as_u64()?).ok();
+    listed
+        .iter()
+        .map(number)
+        .collect::<Option<_>>()
+        .context("`apply_layers` holds something else than layers")
 }

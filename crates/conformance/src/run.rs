@@ -6,7 +6,7 @@ use crate::{Case, methods};
 use anyhow::{Context as _, ensure};
 use reattention::methods::Selection;
 use reattention::methods::{Step, StepKind, build};
-use reattention::rope::RopeConfig;
+use reattention::rope::{Clex, RopeConfig, RopeScaling};
 use reattention::{Context, KvDtype, LayerTrace, Settings};
 use reattention_kernels::{Backend, Position};
 use reattention_model::{Logits, Model, Scratch};
@@ -16,6 +16,10 @@ use std::sync::Arc;
 
 /// Logits of f32 against f32.
 const LOGITS: f32 = 1e-3;
+/// The same under CLEX, whose growing frequencies multiply a rounding difference by the position.
+const CLEX_LOGITS: f32 = 2e-2;
+/// Frequencies of CLEX, relative: the published solver works in f32.
+const CLEX_FREQUENCIES: f32 = 1e-4;
 /// Two logits closer than this may change places.
 const TIE: f32 = 2e-3;
 
@@ -105,14 +109,45 @@ fn attempt(dir: &Path, name: &str, backend: &Arc<dyn Backend>) -> anyhow::Result
 
 fn frequencies(case: &Case, rope: &RopeConfig, found: &mut Findings) -> anyhow::Result<()> {
     let prompt = case.ids("input_ids")?.len();
-    let (inv_freq, multiplier) = rope.frequencies(prompt);
+    let is_clex = matches!(rope.scaling, RopeScaling::Clex(_));
+    if is_clex {
+        found.loose_logits = CLEX_LOGITS;
+    }
+    let mut relative = |what: &str, got: &[f32], want: &[f32], tolerance: f32| {
+        let ratios: Vec<f32> = got.iter().zip(want).map(|(a, b)| a / b).collect();
+        found.numbers(what, &ratios, &vec![1.0; want.len()], tolerance);
+    };
+    if let RopeScaling::Clex(clex) = &rope.scaling {
+        clex_frequencies(case, rope, clex, &mut relative)?;
+    }
+    // CLEX's case holds the plain frequencies.
+    let length = if is_clex { 1 } else { prompt };
+    let (inv_freq, multiplier) = rope.frequencies(length)?;
     if case.has("inv_freq") {
-        let (_, want) = case.floats("inv_freq")?;
-        let relative: Vec<f32> = inv_freq.iter().zip(&want).map(|(a, b)| a / b).collect();
-        found.numbers("inv_freq", &relative, &vec![1.0; want.len()], 1e-5);
+        relative("inv_freq", &inv_freq, &case.floats("inv_freq")?.1, 1e-5);
     }
     if let Some(want) = case.manifest.get("rope_attention_scaling").and_then(Value::as_f64) {
         found.numbers("rope attention factor", &[multiplier], &[want as f32], 1e-6);
+    }
+    Ok(())
+}
+
+/// The solution at every recorded `t`, and which of them each forward call takes; 0 stands for the plain frequencies.
+fn clex_frequencies(
+    case: &Case,
+    rope: &RopeConfig,
+    clex: &Clex,
+    relative: &mut impl FnMut(&str, &[f32], &[f32], f32),
+) -> anyhow::Result<()> {
+    let (shape, want) = case.floats("scaled_inv_freq_by_t")?;
+    ensure!(shape.len() == 2 && shape[1] > 0, "`scaled_inv_freq_by_t` is {shape:?}");
+    for (i, want) in want.chunks_exact(shape[1]).enumerate() {
+        relative(&format!("frequencies at t = {}", i + 1), clex.at(i + 1)?, want, CLEX_FREQUENCIES);
+    }
+    let prompt = case.ids("input_ids")?.len();
+    for (call, t) in case.indices("t_of_each_call")?.1.into_iter().enumerate() {
+        let ours = clex.t(prompt + call, rope.window)?;
+        ensure!(ours == t.max(1), "call {call}: t is {ours} instead of {}", t.max(1));
     }
     Ok(())
 }
@@ -225,6 +260,7 @@ impl Runner<'_> {
             }
         }
         let trace = context.trace(false);
+        compare_measured(case, context, found)?;
         compare_steps(case, &steps, &trace, found)?;
         compare_positions(case, &steps, &trace, found)?;
         compare_selections(case, &steps, &trace, &self.probe.take(), found)
@@ -304,6 +340,22 @@ fn check_greedy(what: &str, logits: &[f32], id: u32, want: &[f32], found: &mut F
     if best as u32 != id && logits[best] - logits[id as usize] > TIE {
         found.failures.push(format!("{what}: token {best} instead of {id}"));
     }
+}
+
+/// What the method has measured in each layer.
+fn compare_measured(case: &Case, context: &Context, found: &mut Findings) -> anyhow::Result<()> {
+    if !case.has("head_order") {
+        return Ok(());
+    }
+    for (row, layer) in methods::apply_layers(case)?.into_iter().enumerate() {
+        for (name, ours) in context.method().measured(layer) {
+            let (shape, want) = case.indices(name)?;
+            ensure!(shape.len() == 2 && shape[0] > row, "`{name}` is {shape:?}");
+            let want = &want[row * shape[1]..(row + 1) * shape[1]];
+            found.lists(&format!("{name} of layer {layer}"), &ours, want);
+        }
+    }
+    Ok(())
 }
 
 /// Kind, start and end of every forward call, and whether it selected.

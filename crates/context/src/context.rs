@@ -110,8 +110,10 @@ impl Context {
     }
 
     /// The steps in which the tokens `tokens` of a prompt are to be fed now; see [`Method::schedule`]. The method is told of
-    /// the prompt, which some need to know before its first step.
+    /// the prompt, which some need to know before its first step, and frequencies that follow the length are those of
+    /// `tokens.end` from now on, so that they do not depend on how the prompt is cut.
     pub fn schedule(&mut self, tokens: Range<usize>, question: Option<usize>) -> Vec<Step> {
+        self.ropes.plan(tokens.end);
         let steps = self.method.schedule(tokens.clone(), question);
         self.method.expect(tokens, question);
         steps
@@ -155,11 +157,12 @@ impl Context {
             head_dim: self.shape.head_dim,
             first: step.tokens.start,
         };
+        self.ropes.begin_view();
         let mut call = LayerCall { layer, step, q: queries, kv, ropes: &mut self.ropes, backend };
         let view = self.method.view(&mut call)?;
         let attended = view.segments.iter().map(|s| attended(s, step.tokens.end - 1)).max().unwrap_or(0);
         self.attended_max = self.attended_max.max(attended);
-        let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
+        let scale = call.ropes.logit_factor() / (self.shape.head_dim as f32).sqrt();
         let queries = Queries { data: view.queries.as_deref().unwrap_or(q), ..queries };
         let is_recorded = self.mass.is_some() && step.kind == StepKind::Decode;
         let mut lse =
@@ -248,6 +251,7 @@ impl Context {
     pub fn truncate(&mut self, n: usize) -> Result<(), TruncateError> {
         self.store.truncate(n)?;
         self.method.truncate(n);
+        self.ropes.truncate(n);
         Ok(())
     }
 

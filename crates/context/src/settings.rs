@@ -1,5 +1,6 @@
 //! Parameters as people write them (`--set key=value`), and the errors of methods.
 
+use crate::rope::RopeError;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
@@ -56,6 +57,9 @@ pub enum MethodError {
         /// Why, and what would do.
         reason: String,
     },
+    /// There are no frequencies for what the method asks.
+    #[error(transparent)]
+    Rope(#[from] RopeError),
 }
 
 /// Settings of a method by name, not yet understood.

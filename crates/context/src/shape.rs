@@ -15,9 +15,9 @@ pub struct ModelShape {
     pub n_kv_heads: usize,
     /// Length of one head's vector; even.
     pub head_dim: usize,
-    /// Positions the model was trained on (`max_position_embeddings`).
+    /// Positions the model was trained on: `max_position_embeddings`, under CLEX times `max_factor`.
     pub window: usize,
-    /// Rotary frequencies as the model's own configuration states them.
+    /// Rotary frequencies: those of the model's own configuration, unless [`ModelShape::with_rope`] replaced them.
     pub rope: RopeConfig,
     /// Sliding-window attention, for models trained with it.
     pub sliding_window: Option<SlidingWindow>,
@@ -36,6 +36,11 @@ impl ModelShape {
     /// Query heads that share one KV head.
     pub fn group(&self) -> usize {
         self.n_heads / self.n_kv_heads
+    }
+
+    /// The same with other frequencies. The window stays: a source changes what positions mean, not how many a method uses.
+    pub fn with_rope(self, rope: RopeConfig) -> Self {
+        Self { rope, ..self }
     }
 
     /// The sliding window of `layer`, if it has one.

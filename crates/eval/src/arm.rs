@@ -27,7 +27,11 @@ impl Arm {
     /// # Errors
     /// When the method refuses its settings or the model.
     pub fn build(&self, engine: &Engine) -> Result<Box<dyn Method>, MethodError> {
-        build(&self.method, &self.settings, engine.model().shape())
+        let shape = engine.model().shape();
+        match &self.rope {
+            Some(rope) => build(&self.method, &self.settings, &shape.clone().with_rope(rope.clone())),
+            None => build(&self.method, &self.settings, shape),
+        }
     }
 
     /// A fresh session.

@@ -53,17 +53,16 @@ pub fn load(path: &Path) -> Result<(Config, Weights), ModelError> {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face folder or a GGUF file. Only headers are read.
+    /// Opens a Hugging Face folder or a GGUF file. Only headers are read, and what frequencies are made of.
     ///
     /// # Errors
     /// When there is no model, or a file of it is not valid or not supported.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         if path.is_dir() {
             let config = Config::from_dir(path)?;
-            return Ok(Self {
-                config,
-                files: Files::HuggingFace(SafeTensors::open(path)?, Texts::Dir(path.into())),
-            });
+            let store = SafeTensors::open(path)?;
+            let config = weights::clex::solved(config, &store)?;
+            return Ok(Self { config, files: Files::HuggingFace(store, Texts::Dir(path.into())) });
         }
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
             return Self::from_gguf(Gguf::open(path)?);
@@ -89,6 +88,7 @@ impl Checkpoint {
         }
         let source = Source::memory(file("model.safetensors"), bundle.weights);
         let store = SafeTensors::from_sources(Path::new(bundle.name), vec![source])?;
+        let config = weights::clex::solved(config, &store)?;
         Ok(Self { config, files: Files::HuggingFace(store, Texts::Bundle(*bundle)) })
     }
 
@@ -97,7 +97,8 @@ impl Checkpoint {
         &self.config
     }
 
-    /// Replaces the configuration, for instance to run the weights with another rotary scaling.
+    /// Replaces the configuration, for instance to run the weights with another rotary scaling. A CLEX layer in it must have been
+    /// given its weights ([`reattention::rope::RopeConfig::with_clex_weights`]).
     pub fn with_config(self, config: Config) -> Self {
         Self { config, ..self }
     }

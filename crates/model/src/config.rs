@@ -38,7 +38,8 @@ pub struct Config {
     pub o_bias: bool,
     /// The MLP's three matrices have a bias.
     pub mlp_bias: bool,
-    /// Rotary embedding, with the trained window (`max_position_embeddings`).
+    /// Rotary embedding, with the window (`max_position_embeddings`). A CLEX layer's is only complete once its weights were read,
+    /// as opening a [`Checkpoint`](crate::Checkpoint) does.
     pub rope: RopeConfig,
     /// Sliding-window attention, for models trained with it.
     pub sliding_window: Option<SlidingWindow>,
@@ -143,7 +144,7 @@ impl Config {
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
-            window: self.rope.window,
+            window: self.rope.reach(),
             rope: self.rope.clone(),
             sliding_window: self.sliding_window,
         }

@@ -83,9 +83,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
 
     // Everything that can be refused is refused before the weights are read.
     let package = args.model.open()?;
-    let shape = package.shape();
+    let (shape, rope) = args.method.shape(&package)?;
     let method = args.method.single(&shape)?;
-    let rope = args.method.rope(&shape)?;
     let tokenizer = Arc::new(package.tokenizer().input()?);
     let template = package.template().input()?.filter(|_| !args.no_template);
     let prompt =

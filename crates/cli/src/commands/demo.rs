@@ -36,9 +36,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     args.output.start();
     let package = args.model.open()?;
-    let shape = package.shape();
+    let (shape, rope) = args.method.shape(&package)?;
     let method = args.method.single(&shape)?;
-    let rope = args.method.rope(&shape)?;
     let tokenizer = Arc::new(package.tokenizer().input()?);
 
     if args.facts == 0 {

@@ -307,8 +307,7 @@ impl Shared {
                 .input()?;
         }
         let package = self.model.open()?;
-        let shape = package.shape();
-        let rope = self.method.rope(&shape)?;
+        let (shape, rope) = self.method.shape(&package)?;
         let described = arms(self, &shape)?;
         let longest = longest(&package)?;
         let mut arms = Vec::new();

@@ -84,7 +84,7 @@ impl Method for Dca {
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
         let Range { start, end } = call.step.tokens;
         let modulus = self.size - self.local;
-        let rope = call.ropes.for_positions(self.size + 1);
+        let rope = call.ropes.for_positions(self.size + 1)?;
         let within = |offset, max| Position::Modulo { modulus, offset, max };
         let key = within(0, i64::MAX);
         let farthest = self.size as i64;

@@ -1,7 +1,7 @@
 //! `full`: ordinary attention to every cached token, as the model was trained. Breaks beyond its window.
 
 use super::{LayerCall, Method, Step, StepKind, View, chunks, question_apart};
-use crate::rope::Ropes;
+use crate::rope::RopeScaling;
 use crate::settings::{MethodError, MethodSpec, ParamSpec, Settings};
 use crate::{ModelShape, SlidingWindow};
 use reattention_kernels::{Band, KeySet, Position, RopeTable, Segment};
@@ -19,7 +19,7 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
             name: "chunk",
             default: "512, at most the window",
             range: "an integer of at least 1",
-            doc: "tokens fed at once; the result does not depend on it, except under dynamic NTK, whose frequencies follow the end of each chunk",
+            doc: "tokens fed at once; the result does not depend on it",
         },
         ParamSpec {
             name: "reference",
@@ -72,17 +72,17 @@ impl Method for Full {
         question_apart(tokens, question, self.chunk, 0)
     }
 
-    fn begin(&mut self, step: &Step, ropes: &mut Ropes) {
-        if self.reference && ropes.config().changes_with_length() {
-            self.rotations.push((step.tokens.clone(), ropes.for_positions(step.tokens.end)));
-        }
-    }
-
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
         let Range { start, end } = call.step.tokens;
         let window = self.sliding_window.filter(|w| call.layer >= w.first_layer).map(|w| w.size);
         let oldest = window.map_or(0, |w| (start + 1).saturating_sub(w));
-        let rope = call.ropes.for_positions(end);
+        let n = if self.reference { end } else { call.ropes.reading(end) };
+        let rope = call.ropes.for_positions(n)?;
+        let rotates_once =
+            self.reference && matches!(call.ropes.config().scaling, RopeScaling::DynamicNtk { .. });
+        if rotates_once && self.rotations.last().is_none_or(|(tokens, _)| tokens.end < end) {
+            self.rotations.push((start..end, Arc::clone(&rope)));
+        }
         let segment = |keys: Range<usize>, key_rope: &Arc<RopeTable>| Segment {
             keys: KeySet::Range(keys),
             band: Band::between(0, window.unwrap_or(usize::MAX)),
@@ -112,7 +112,7 @@ impl Method for Full {
     }
 
     fn is_view_stateless(&self) -> bool {
-        true
+        !self.reference
     }
 
     fn largest_step(&self) -> usize {

@@ -79,7 +79,7 @@ impl Method for LmInfinite {
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
         // A query that sees a first token this way stands at `local` or beyond, so the authors' min(local, n - 1) is local.
         let from = self.kept.local as i64 - i64::from(self.reference);
-        Ok(self.kept.view(call, Position::Constant(0), Position::Constant(from)))
+        self.kept.view(call, Position::Constant(0), Position::Constant(from))
     }
 
     fn release(&self, len: usize) -> Option<Range<usize>> {

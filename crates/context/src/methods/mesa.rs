@@ -215,10 +215,15 @@ impl Mesa {
         }
     }
 
+    /// The largest distance among `n` tokens seen at once.
+    fn largest(&self, n: usize) -> usize {
+        let border = self.border(n).max(1);
+        n - border + (border - 1) / self.stair
+    }
+
     /// Refuses `n` tokens seen at once whose distances leave the `served` positions.
     fn check_reach(&self, n: usize, served: usize) -> Result<(), MethodError> {
-        let border = self.border(n).max(1);
-        let largest = n - border + (border - 1) / self.stair;
+        let largest = self.largest(n);
         if largest < served || self.reference {
             return Ok(());
         }
@@ -280,7 +285,7 @@ impl Method for Mesa {
         self.check_reach(last.map_or(end, |p| p.tokens.end), call.ropes.config().stretched_window())?;
         if let Some(part) = part.filter(|p| p.is_middle) {
             let at = part.tokens.start;
-            let rope = call.ropes.for_positions(global + end - at);
+            let rope = call.ropes.for_positions(global + end - at)?;
             let slot = Position::Index { offset: global as i64 - at as i64 };
             let segments = vec![
                 segment(0..global, Band::CAUSAL, OWN, slot, &rope),
@@ -292,7 +297,7 @@ impl Method for Mesa {
         // All steps of a part share the border that it has as a whole.
         let seen = part.map_or(end, |p| p.tokens.end);
         let border = self.border(seen);
-        let rope = call.ropes.for_positions(seen);
+        let rope = call.ropes.for_distances(self.largest(seen) + 1, seen)?;
         let stairs = Position::Stair { border, width: self.stair };
         let queries = log_scaled(&call.q, self.train_length, start);
         let segments = vec![segment(0..end, Band::CAUSAL, stairs, stairs, &rope)];

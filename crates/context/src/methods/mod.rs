@@ -184,6 +184,12 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     fn splits(&self) -> bool {
         true
     }
+
+    /// What the method has found out about the text in one layer, by name: for reports, and to compare with other
+    /// implementations.
+    fn measured(&self, _layer: usize) -> Vec<(&'static str, Vec<usize>)> {
+        Vec::new()
+    }
 }
 
 /// Makes a method of `settings` for a model.

@@ -12,7 +12,7 @@ pub(super) const CHUNK: ParamSpec = ParamSpec {
     name: "chunk",
     default: "512, at most the window",
     range: "an integer of at least 1",
-    doc: "tokens fed at once; the result does not depend on it, except under dynamic NTK, whose frequencies follow the end of each chunk",
+    doc: "tokens fed at once; the result does not depend on it",
 };
 
 /// A token's own index.
@@ -125,16 +125,24 @@ impl SinksAndWindow {
     }
 
     /// The two segments. Sinks stand at `sink`, and queries at `from` towards them.
-    pub(super) fn view(&self, call: &mut LayerCall, sink: Position, from: Position) -> View {
+    ///
+    /// # Errors
+    /// When there are no frequencies for so many positions.
+    pub(super) fn view(
+        &self,
+        call: &mut LayerCall,
+        sink: Position,
+        from: Position,
+    ) -> Result<View, MethodError> {
         let Range { start, end } = call.step.tokens;
         let oldest = (start + 1).saturating_sub(self.local);
         // Only distances matter inside the window; counting from its start keeps the positions small.
         let slot = Position::Index { offset: -(oldest as i64) };
-        let rope = call.ropes.for_positions((self.global + self.local).max(end - oldest));
+        let rope = call.ropes.for_positions((self.global + self.local).max(end - oldest))?;
         let sinks =
             segment(0..self.global.min(end), Band::between(self.local, usize::MAX), sink, from, &rope);
         let window = segment(oldest..end, Band::between(0, self.local), slot, slot, &rope);
-        View::new(vec![vec![sinks, window]])
+        Ok(View::new(vec![vec![sinks, window]]))
     }
 
     /// The middle that no query sees once `len` tokens were read.

@@ -123,8 +123,9 @@ impl Method for SelfExtend {
 
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
         let Range { start, end } = call.step.tokens;
-        self.check_reach(end.max(self.expected), call.ropes.config().stretched_window())?;
-        let rope = call.ropes.for_positions(end);
+        let n = end.max(self.expected);
+        self.check_reach(n, call.ropes.config().stretched_window())?;
+        let rope = call.ropes.for_distances(self.largest(n, self.group) + 1, n)?;
         let oldest = (start + 1).saturating_sub(self.local);
         let mut segments = vec![segment(oldest..end, Band::between(0, self.local), OWN, OWN, &rope)];
         if end > self.local {

@@ -79,7 +79,7 @@ impl Method for StreamingLlm {
         let farthest = (self.kept.global + self.kept.local - 1) as i64;
         let from =
             if self.reference { Position::Constant(farthest) } else { Position::Capped { max: farthest } };
-        Ok(self.kept.view(call, OWN, from))
+        self.kept.view(call, OWN, from)
     }
 
     fn release(&self, len: usize) -> Option<Range<usize>> {

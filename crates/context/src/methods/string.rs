@@ -137,8 +137,9 @@ impl Method for StringPositions {
 
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
         let Range { start, end } = call.step.tokens;
-        self.check_reach(end.max(self.expected), call.ropes.config().stretched_window())?;
-        let rope = call.ropes.for_positions(end);
+        let n = end.max(self.expected);
+        self.check_reach(n, call.ropes.config().stretched_window())?;
+        let rope = call.ropes.for_distances(self.largest(n) + 1, n)?;
         let is_counted_twice = self.reference && call.step.kind != StepKind::Decode;
         let near = self.shift + usize::from(is_counted_twice);
         let oldest = (start + 1).saturating_sub(near);

@@ -1,3 +1,4 @@
+use super::{Clex, LogScale};
 use std::f64::consts::PI;
 use std::sync::Arc;
 
@@ -60,6 +61,8 @@ pub enum RopeScaling {
     },
     /// Every frequency divided by its own number, `[dim / 2]`: Llama 3.1's scaling as GGUF files store it.
     Divisors(Arc<[f32]>),
+    /// CLEX (arXiv 2310.16450): the trained ODE of the checkpoint gives frequencies for every whole number of windows.
+    Clex(Clex),
 }
 
 /// A rotary configuration that makes no sense.
@@ -77,7 +80,7 @@ pub enum RopeError {
         expected: &'static str,
     },
     /// The name of the scaling is not known.
-    #[error("unknown rope scaling `{0}`; known are none, linear, ntk, dynamic, yarn, llama3")]
+    #[error("unknown rope scaling `{0}`; known are none, linear, ntk, dynamic, yarn, llama3, clex")]
     Unknown(String),
     /// A `name:key=value,...` specification could not be read.
     #[error("rope `{spec}`: {reason}")]
@@ -87,6 +90,23 @@ pub enum RopeError {
         /// What is wrong with it.
         reason: String,
     },
+    /// More positions than CLEX's solution covers.
+    #[error(
+        "{positions} positions are more than the {reach} that this model's CLEX frequencies reach ({max_factor} windows of {window}); shorten the text, or choose a method that needs fewer positions, such as reattention"
+    )]
+    TooLong {
+        /// Positions asked for.
+        positions: usize,
+        /// Positions there are frequencies for.
+        reach: usize,
+        /// The base window.
+        window: usize,
+        /// Windows reached.
+        max_factor: usize,
+    },
+    /// A CLEX layer whose trained weights nobody has given.
+    #[error("the trained weights of this model's CLEX layer were not read, so its frequencies are not known")]
+    Unsolved,
 }
 
 impl RopeConfig {
@@ -136,12 +156,41 @@ impl RopeConfig {
                 check("divisors", divisors.len() as f64, divisors.len() == self.dim / 2, "one a frequency")?;
                 divisors.iter().try_for_each(|&d| check("divisor", d.into(), d > 0.0, "above 0"))
             }
+            RopeScaling::Clex(ref clex) => clex.validate(self.dim),
         }
     }
 
     /// Whether the frequencies depend on the length of the context.
     pub fn changes_with_length(&self) -> bool {
-        matches!(self.scaling, RopeScaling::DynamicNtk { .. })
+        matches!(self.scaling, RopeScaling::DynamicNtk { .. } | RopeScaling::Clex(_))
+    }
+
+    /// Positions the model was trained to use: its window, or what CLEX's solution covers.
+    pub fn reach(&self) -> usize {
+        match &self.scaling {
+            RopeScaling::Clex(clex) => self.window.saturating_mul(clex.settings().max_factor),
+            _ => self.window,
+        }
+    }
+
+    /// A number that `n` positions share with all others that have the same frequencies.
+    ///
+    /// # Errors
+    /// As [`RopeConfig::frequencies`].
+    pub(super) fn stage(&self, n: usize) -> Result<usize, RopeError> {
+        match &self.scaling {
+            RopeScaling::DynamicNtk { .. } => Ok(n.max(self.window)),
+            RopeScaling::Clex(clex) => clex.t(n, self.window),
+            _ => Ok(0),
+        }
+    }
+
+    /// The factor on the logits of a context of `n` tokens: 1 but for CLEX's logarithmic scale.
+    pub fn logit_factor(&self, n: usize) -> f32 {
+        match &self.scaling {
+            RopeScaling::Clex(clex) => clex.settings().log_scale.factor(n, self.window),
+            _ => 1.0,
+        }
     }
 
     /// Distances these frequencies are made for: the window, stretched by the factor. A longer text needs a method that keeps
@@ -153,19 +202,23 @@ impl RopeConfig {
             RopeScaling::Yarn { factor, original_window, .. } => by(original_window, factor),
             // Its frequencies follow the length.
             RopeScaling::DynamicNtk { .. } => usize::MAX,
+            RopeScaling::Clex(_) => self.reach(),
             // Configurations count the stretch of these in their window.
             RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) => self.window,
         }
     }
 
     /// Frequencies `[dim / 2]` and the factor on cosine and sine for a context of `n` tokens.
-    pub fn frequencies(&self, n: usize) -> (Vec<f32>, f32) {
+    ///
+    /// # Errors
+    /// Under CLEX, when `n` is beyond its reach or its trained weights are not known.
+    pub fn frequencies(&self, n: usize) -> Result<(Vec<f32>, f32), RopeError> {
         let plain =
             |theta: f64| (0..self.dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / self.dim as f64));
         let dim = self.dim as f64;
         let stretched = |by: f64| self.theta * by.powf(dim / (dim - 2.0));
         let narrow = |f: &mut dyn Iterator<Item = f64>| f.map(|x| x as f32).collect::<Vec<f32>>();
-        match self.scaling {
+        Ok(match self.scaling {
             RopeScaling::None => (narrow(&mut plain(self.theta)), 1.0),
             RopeScaling::Linear { factor } => (narrow(&mut plain(self.theta).map(|f| f / factor)), 1.0),
             RopeScaling::Ntk { factor } => (narrow(&mut plain(stretched(factor))), 1.0),
@@ -208,16 +261,23 @@ impl RopeConfig {
                 let mut frequencies = plain(self.theta).zip(divisors.iter()).map(|(f, &d)| f / f64::from(d));
                 (narrow(&mut frequencies), 1.0)
             }
-        }
+            RopeScaling::Clex(ref clex) => (clex.at(clex.t(n, self.window)?)?.to_vec(), 1.0),
+        })
     }
 
     /// The same model with another scaling, from `NAME[:key=value,...]` as the command line has it, for instance
-    /// `yarn:factor=4` or `linear:factor=2`. `factor` defaults to 4, `original` to the model's window.
+    /// `yarn:factor=4` or `linear:factor=2`. `factor` defaults to 4 (8 for `llama3`), `original` to the model's window.
+    ///
+    /// `clex` needs trained weights: only a CLEX model has it, and no other frequencies suit such a model. There it may set
+    /// `log_scale=off`, `clipped` or `published`.
     ///
     /// # Errors
-    /// When the name or a key is not known, or a number is out of range.
+    /// When the name or a key is not known, a number is out of range, or the source does not suit the model.
     pub fn with_spec(&self, spec: &str) -> Result<Self, RopeError> {
         let (name, rest) = spec.split_once(':').unwrap_or((spec, ""));
+        if name == "clex" || matches!(self.scaling, RopeScaling::Clex(_)) {
+            return self.with_clex_spec(spec, name, rest);
+        }
         let mut numbers = Numbers { spec, pairs: Vec::new() };
         for pair in rest.split(',').filter(|p| !p.is_empty()) {
             let (key, value) =
@@ -253,6 +313,31 @@ impl RopeConfig {
         let config = Self { scaling, ..self.clone() };
         config.validate()?;
         Ok(config)
+    }
+
+    fn with_clex_spec(&self, spec: &str, name: &str, rest: &str) -> Result<Self, RopeError> {
+        let refuse =
+            |reason: &str| Err(RopeError::Spec { spec: spec.to_string(), reason: reason.to_string() });
+        let RopeScaling::Clex(clex) = &self.scaling else {
+            return refuse(
+                "CLEX needs the trained weights of a CLEX checkpoint (model.clex_layer), which this model does not have; dynamic:factor=2 is what it is without them",
+            );
+        };
+        if name != "clex" {
+            return refuse(
+                "this model was trained with the frequencies of its own CLEX layer and reads nothing with others; leave --rope out",
+            );
+        }
+        let mut clex = clex.clone();
+        for pair in rest.split(',').filter(|p| !p.is_empty()) {
+            clex = clex.with_log_scale(match pair {
+                "log_scale=off" => LogScale::Off,
+                "log_scale=clipped" => LogScale::Clipped,
+                "log_scale=published" => LogScale::Published,
+                _ => return refuse("clex has one parameter, log_scale: off, clipped or published"),
+            });
+        }
+        Ok(Self { scaling: RopeScaling::Clex(clex), ..self.clone() })
     }
 }
 
@@ -292,7 +377,7 @@ mod tests {
             beta_slow: 1.0,
             attention_factor: None,
         };
-        let (f, multiplier) = config(128, 1e4, 32768, scaling).frequencies(1);
+        let (f, multiplier) = config(128, 1e4, 32768, scaling).frequencies(1).unwrap();
         assert!((multiplier - 1.2079442).abs() < 1e-6);
         for (i, want) in [(0, 1.0), (20, 0.0562341), (30, 0.0088474), (40, 0.00103382), (63, 1.44348e-5)] {
             assert!((f[i] - want).abs() <= 1e-4 * want, "frequency {i}: {} instead of {want}", f[i]);
@@ -303,9 +388,9 @@ mod tests {
     #[test]
     fn dynamic_ntk_follows_the_length() {
         let c = config(8, 1e4, 100, RopeScaling::DynamicNtk { factor: 2.0 });
-        assert_eq!(c.frequencies(100).0, config(8, 1e4, 100, RopeScaling::None).frequencies(1).0);
+        assert_eq!(c.frequencies(100), config(8, 1e4, 100, RopeScaling::None).frequencies(1));
         let want = [1.0, 0.069_336_13, 0.004_807_499, 0.000_333_333_34];
-        for (got, want) in c.frequencies(200).0.iter().zip(want) {
+        for (got, want) in c.frequencies(200).unwrap().0.iter().zip(want) {
             assert!((got - want).abs() < 1e-6 * want.max(1e-3), "{got} instead of {want}");
         }
         assert!(c.changes_with_length());

@@ -2,7 +2,7 @@
 
 use super::Fields;
 use crate::ModelError;
-use reattention::rope::{RopeConfig, RopeScaling};
+use reattention::rope::{Activation, Clex, ClexSettings, LogScale, RopeConfig, RopeScaling};
 
 /// Reads the rotary embedding. Range checks are left to [`RopeConfig::validate`].
 pub(super) fn parse(fields: &Fields, dim: usize, window: usize) -> Result<RopeConfig, ModelError> {
@@ -12,13 +12,13 @@ pub(super) fn parse(fields: &Fields, dim: usize, window: usize) -> Result<RopeCo
         None => fields.number("rope_theta")?,
     };
     let scaling = match (fields.object("rope_scaling")?, parameters) {
-        (Some(s), _) | (None, Some(s)) => scaling(&s, window)?,
+        (Some(s), _) | (None, Some(s)) => scaling(fields, &s, window)?,
         (None, None) => RopeScaling::None,
     };
     Ok(RopeConfig { theta: theta.unwrap_or(1e4), dim, window, scaling })
 }
 
-fn scaling(s: &Fields, window: usize) -> Result<RopeScaling, ModelError> {
+fn scaling(fields: &Fields, s: &Fields, window: usize) -> Result<RopeScaling, ModelError> {
     let refuse = |what: String, help: &str| Err(ModelError::unsupported(s.file, what, help));
     if s.has("full_attention") || s.has("sliding_attention") {
         return refuse("a rotary embedding that differs between layers (rope_parameters)".into(), "");
@@ -73,12 +73,42 @@ fn scaling(s: &Fields, window: usize) -> Result<RopeScaling, ModelError> {
             original_window: original()?
                 .ok_or_else(|| s.error("rope_scaling.original_max_position_embeddings", "is missing"))?,
         },
+        "clex" => RopeScaling::Clex(Clex::unsolved(clex(fields, s)?)),
         other => {
             let other: String = other.chars().take(80).collect();
             return refuse(
                 format!("rope scaling `{other}`"),
-                "supported are default, linear, dynamic, yarn, llama3",
+                "supported are default, linear, dynamic, yarn, llama3, clex",
             );
         }
+    })
+}
+
+/// CLEX's settings; its trained weights are tensors. Configurations of the first checkpoints name neither activation nor step,
+/// which the code of that time had fixed. `log_scale` stands beside `rope_scaling`.
+fn clex(fields: &Fields, s: &Fields) -> Result<ClexSettings, ModelError> {
+    let size = |key: &str, max| match s.optional_size(key, max)? {
+        Some(n) => Ok(n),
+        None => Err(s.error(&format!("rope_scaling.{key}"), "is missing")),
+    };
+    let activation = match s.text("act") {
+        None if s.has("act") => return Err(s.error("rope_scaling.act", "must be a text")),
+        None | Some("silu") => Activation::Silu,
+        Some("tanh") => Activation::Tanh,
+        Some(other) => {
+            let other: String = other.chars().take(80).collect();
+            return Err(s.error("rope_scaling.act", format!("is `{other}`; it must be silu or tanh")));
+        }
+    };
+    let log_scale = match s.boolean("log_scale")?.or(fields.boolean("log_scale")?) {
+        Some(true) => LogScale::Clipped,
+        Some(false) | None => LogScale::Off,
+    };
+    Ok(ClexSettings {
+        max_factor: size("max_factor", 1 << 20)?,
+        param_factor: size("param_factor", 1 << 10)?,
+        activation,
+        time_dt: s.number("time_dt")?.unwrap_or(0.01),
+        log_scale,
     })
 }

@@ -1,5 +1,5 @@
 use super::*;
-use reattention::rope::RopeScaling;
+use reattention::rope::{Activation, ClexSettings, LogScale, RopeScaling};
 use serde_json::json;
 
 /// A Llama configuration with `changes` merged in; a null removes nothing, it is stored.
@@ -104,6 +104,40 @@ fn yarn_takes_the_ratio_of_the_windows_where_there_is_one() {
 }
 
 #[test]
+fn clex_is_read_as_every_published_checkpoint_has_it() {
+    let clex = |v: Value, log_scale: Value| match with(json!({ "rope_scaling": v, "log_scale": log_scale }))
+        .unwrap()
+        .rope
+        .scaling
+    {
+        RopeScaling::Clex(clex) => *clex.settings(),
+        other => panic!("{other:?}"),
+    };
+    let first = ClexSettings {
+        max_factor: 16,
+        param_factor: 1,
+        activation: Activation::Silu,
+        time_dt: 0.01,
+        log_scale: LogScale::Clipped,
+    };
+    // The first configurations name neither activation nor step.
+    assert_eq!(
+        clex(json!({ "type": "clex", "factor": 1, "max_factor": 16, "param_factor": 1 }), json!(true)),
+        first
+    );
+    let mixtral = json!({ "type": "clex", "factor": 1.0, "max_factor": 10.0, "param_factor": 2, "act": "tanh", "time_dt": 0.01 });
+    let want = ClexSettings {
+        max_factor: 10,
+        param_factor: 2,
+        activation: Activation::Tanh,
+        log_scale: LogScale::Off,
+        ..first
+    };
+    assert_eq!(clex(mixtral.clone(), json!(false)), want);
+    assert_eq!(clex(mixtral, Value::Null), want);
+}
+
+#[test]
 fn generation_config_wins_and_lists_are_accepted() {
     let config = with(json!({ "eos_token_id": [2, 3, 5000] })).unwrap();
     assert_eq!(config.eos_ids, [2, 3]);
@@ -126,6 +160,20 @@ fn what_cannot_be_served_is_refused_by_name() {
         (json!({ "rope_scaling": { "type": "linear" } }), "factor"),
         (json!({ "rope_scaling": { "type": "linear", "factor": 0.1 } }), "rope factor"),
         (json!({ "rope_scaling": 4 }), "rope_scaling"),
+        (json!({ "rope_scaling": { "type": "clex", "param_factor": 1 } }), "rope_scaling.max_factor"),
+        (json!({ "rope_scaling": { "type": "clex", "max_factor": 0, "param_factor": 1 } }), "max_factor"),
+        (
+            json!({ "rope_scaling": { "type": "clex", "max_factor": 4, "param_factor": 1, "act": "gelu" } }),
+            "gelu",
+        ),
+        (
+            json!({ "rope_scaling": { "type": "clex", "max_factor": 4, "param_factor": 1, "time_dt": 0 } }),
+            "time_dt",
+        ),
+        (
+            json!({ "rope_scaling": { "type": "clex", "max_factor": 4, "param_factor": 1, "time_dt": 1e-9 } }),
+            "time_dt",
+        ),
         (json!({ "num_key_value_heads": 3 }), "num_key_value_heads"),
         (json!({ "head_dim": 15 }), "head_dim"),
         (json!({ "hidden_size": 66 }), "head_dim"),

@@ -46,7 +46,7 @@ pub fn write_gguf(path: &Path, shape: &Shape, dtype: GgufType, seed: u64) -> Res
     let config = shape.config()?;
     let interleaved = matches!(config.family.name, "llama" | "mistral" | "internlm2");
     let tensors = tensors(&config, Layout { names: &GGUF, packed_qkv: false, interleaved }, seed)?;
-    let divisors = divisors(&config.rope);
+    let divisors = divisors(&config.rope)?;
     let mut header = Header::default();
     header.metadata(&config, shape)?;
     let mut offset = 0;
@@ -131,12 +131,13 @@ fn encode(tensor: &StoredTensor, dtype: GgmlDType) -> Result<Vec<u8>, ModelError
 }
 
 /// Llama 3's scaling, as numbers that the plain frequencies are divided by.
-fn divisors(rope: &RopeConfig) -> Vec<f32> {
+fn divisors(rope: &RopeConfig) -> Result<Vec<f32>, ModelError> {
     if !matches!(rope.scaling, RopeScaling::Llama3 { .. }) {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let plain = RopeConfig { scaling: RopeScaling::None, ..rope.clone() };
-    plain.frequencies(1).0.iter().zip(rope.frequencies(1).0).map(|(p, f)| p / f).collect()
+    let frequencies = |rope: &RopeConfig| rope.frequencies(1).map_err(write_error);
+    Ok(frequencies(&plain)?.0.iter().zip(frequencies(rope)?.0).map(|(p, f)| p / f).collect())
 }
 
 /// A GGUF header as it grows.

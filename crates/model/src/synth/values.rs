@@ -1,6 +1,6 @@
 //! The numbers of a random model, row by row, whatever the file stores them in.
 
-use crate::weights::{Layout, Pieces, Roles, Slot};
+use crate::weights::{Layout, Pieces, Roles, Slot, clex};
 use crate::{Config, ModelError};
 use half::bf16;
 use std::collections::HashMap;
@@ -37,6 +37,10 @@ pub(super) fn tensors(config: &Config, layout: Layout, seed: u64) -> Result<Vec<
     list.add("norm", &roles.norm(), 1.0, 0.1);
     if let Some(head) = roles.lm_head() {
         list.add("lm_head", &head, 0.0, width);
+    }
+    for slot in clex::slots(config) {
+        // Small enough that the frequencies stay near those of NTK scaling.
+        list.add(&slot.name, &slot, 0.0, 0.02);
     }
     Ok(list.tensors)
 }

@@ -1,5 +1,6 @@
 //! The weights of a model, checked against its configuration and read tensor by tensor.
 
+pub(crate) mod clex;
 pub(crate) mod gguf;
 pub(crate) mod safetensors;
 mod source;

@@ -176,7 +176,8 @@ fn gguf_keeps_tokenizer_scaling_and_window() {
     let path = gguf(&dir, &shape, GgufType::F32);
     let (hf, file) = (Checkpoint::open(dir.path()).unwrap(), Checkpoint::open(&path).unwrap());
     assert!(matches!(file.config().rope.scaling, RopeScaling::Divisors(_)));
-    let (want, got) = (hf.config().rope.frequencies(1).0, file.config().rope.frequencies(1).0);
+    let (want, got) =
+        (hf.config().rope.frequencies(1).unwrap().0, file.config().rope.frequencies(1).unwrap().0);
     assert!(want.iter().zip(&got).all(|(a, b)| (a - b).abs() <= 1e-6 * a), "{want:?} {got:?}");
     let text = "The naïve café of the 東京 <|eos|>";
     let (a, b) = (hf.tokenizer().unwrap(), file.tokenizer().unwrap());
@@ -281,4 +282,53 @@ fn candle_reads_the_same_gguf() {
             assert_eq!(&row, want, "{name} {i}");
         }
     }
+}
+
+fn clex_scaling(changes: serde_json::Value) -> serde_json::Value {
+    let mut scaling = json!({ "type": "clex", "factor": 1, "max_factor": 4, "param_factor": 2, "act": "tanh", "time_dt": 0.1 });
+    changes.as_object().unwrap().iter().for_each(|(key, value)| scaling[key] = value.clone());
+    scaling
+}
+
+#[test]
+fn a_clex_layer_is_solved_when_the_model_is_opened() {
+    let shape = Shape::tiny("llama").with("rope_scaling", clex_scaling(json!({})));
+    let dir = folder(&shape, DenseType::F32, Some(1));
+    let config = Checkpoint::open(dir.path()).unwrap().config().clone();
+    assert_eq!((config.rope.window, config.shape().window), (512, 2048));
+    let frequencies = |config: &Config, n| config.rope.frequencies(n).unwrap().0;
+    let (plain, far) = (frequencies(&config, 512), frequencies(&config, 2048));
+    assert!(far.iter().zip(&plain).any(|(a, b)| a < b) && config.rope.frequencies(2049).is_err());
+    // The weights are rounded to bf16 in both.
+    let narrow = Checkpoint::open(folder(&shape, DenseType::Bf16, None).path()).unwrap().config().clone();
+    assert_eq!(frequencies(&narrow, 2048), far);
+    load(dir.path()).unwrap();
+}
+
+#[test]
+fn a_clex_layer_that_is_missing_or_damaged_is_refused() {
+    let open = |dir: &TempDir| Checkpoint::open(dir.path()).map(|_| ()).unwrap_err().to_string();
+    let config = |dir: &TempDir, shape: &Shape| {
+        std::fs::write(dir.path().join("config.json"), shape.config_json("float32")).unwrap();
+    };
+    let plain = Shape::tiny("llama");
+    let dir = folder(&plain, DenseType::F32, None);
+    config(&dir, &plain.clone().with("rope_scaling", clex_scaling(json!({}))));
+    assert!(open(&dir).contains("model.clex_layer.proj_func.ode_up_proj"), "{}", open(&dir));
+
+    let dir = folder(&plain.clone().with("rope_scaling", clex_scaling(json!({}))), DenseType::F32, None);
+    config(&dir, &plain.with("rope_scaling", clex_scaling(json!({ "param_factor": 1 }))));
+    assert!(open(&dir).contains("[8, 16]") && open(&dir).contains("[8, 32]"), "{}", open(&dir));
+
+    let shape = Shape::tiny("llama").with("rope_scaling", clex_scaling(json!({})));
+    let dir = folder(&shape, DenseType::F32, None);
+    let file = dir.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..start]).unwrap();
+    let at = start
+        + header["model.clex_layer.proj_func.ode_down_proj"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&file, bytes).unwrap();
+    assert!(open(&dir).contains("ode_down_proj is NaN"), "{}", open(&dir));
 }

@@ -25,9 +25,8 @@ const END_STEPS: usize = 4;
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let package = args.model.open()?;
-    let shape = package.shape();
+    let (shape, rope) = args.method.shape(&package)?;
     let arms = args.method.each(&shape)?;
-    let rope = args.method.rope(&shape)?;
     let mut lengths = args.lengths.clone();
     lengths.sort_unstable();
     lengths.dedup();

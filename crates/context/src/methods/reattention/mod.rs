@@ -318,7 +318,7 @@ impl ReAttention {
                 ),
             });
         }
-        let rope = call.ropes.for_positions(if self.contiguous { size } else { end });
+        let rope = call.ropes.for_positions(if self.contiguous { size } else { call.ropes.reading(end) })?;
         let own = Position::Index { offset: 0 };
         let queries = if self.contiguous { Position::Rank { offset: (size - q_len) as i64 } } else { own };
         let segment = |keys: KeySet, before: usize| Segment {
@@ -337,9 +337,9 @@ impl ReAttention {
     }
 
     /// Everything, at its own positions.
-    fn everything(&self, call: &mut LayerCall) -> View {
+    fn everything(&self, call: &mut LayerCall) -> Result<View, MethodError> {
         let end = call.step.tokens.end;
-        let rope = call.ropes.for_positions(end);
+        let rope = call.ropes.for_positions(end)?;
         let own = Position::Index { offset: 0 };
         let segment = Segment {
             keys: KeySet::Range(0..end),
@@ -349,7 +349,7 @@ impl ReAttention {
             key_rope: Arc::clone(&rope),
             query_rope: rope,
         };
-        View::new(vec![vec![segment]])
+        Ok(View::new(vec![vec![segment]]))
     }
 }
 
@@ -456,7 +456,7 @@ impl Method for ReAttention {
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
         let Range { start, end } = call.step.tokens;
         if end <= self.global + self.local || (self.published() && start == 0) {
-            return Ok(self.everything(call));
+            return self.everything(call);
         }
         let local = self.local_of(end);
         let searched = self.top_k > 0 && (self.prefill_selects || call.step.kind != StepKind::Prefill);
