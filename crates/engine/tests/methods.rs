@@ -1,6 +1,7 @@
 //! Every method on tiny random models of every family, on both backends.
 
 use reattention::methods::{Step, StepKind, build, specs};
+use reattention::rope::{RopeConfig, RopeScaling};
 use reattention::{Context, KvDtype, MethodError, Settings};
 use reattention_engine::{Cancel, Prompt, Session, SessionError};
 use reattention_kernels::{Backend, Cpu, Reference};
@@ -39,6 +40,9 @@ fn small(method: &str) -> Vec<Settings> {
         "mesa" => {
             vec![parse(&["train_length=40", "global=4", "last=8", "reserve=4", "stair=4", "chunk=8"])]
         }
+        "ms-poe" => [&["layers=0-"][..], &["layers=1-", "head_type=normal"], &["layers=0", "reference=true"]]
+            .map(parse)
+            .to_vec(),
         _ => vec![parse(&["chunk=8"])],
     }
 }
@@ -63,8 +67,21 @@ fn logits(
     ids: &[u32],
     backend: &Arc<dyn Backend>,
 ) -> Vec<f32> {
-    let method = build(method, settings, model.shape()).unwrap();
-    let mut context = Context::new(model.shape(), method, None, KvDtype::F32, Arc::clone(backend));
+    logits_with(model, &model.shape().rope, method, settings, ids, backend)
+}
+
+/// The same with other frequencies.
+fn logits_with(
+    model: &Model,
+    rope: &RopeConfig,
+    method: &str,
+    settings: &Settings,
+    ids: &[u32],
+    backend: &Arc<dyn Backend>,
+) -> Vec<f32> {
+    let shape = model.shape().clone().with_rope(rope.clone());
+    let method = build(method, settings, &shape).unwrap();
+    let mut context = Context::new(&shape, method, None, KvDtype::F32, Arc::clone(backend));
     let (mut all, mut scratch) = (Vec::new(), Scratch::default());
     for step in context.schedule(0..ids.len(), None) {
         let tokens = &ids[step.tokens.clone()];
@@ -97,6 +114,11 @@ fn every_method_runs_on_every_family_and_both_backends_agree() {
     }
 }
 
+/// Ms-PoE chooses how far each head compresses positions by the prompt's last token, before any token attends.
+fn is_ranked_by_the_last_token(method: &str, settings: &Settings) -> bool {
+    method == "ms-poe" && !settings.has("head_type")
+}
+
 #[test]
 fn later_tokens_never_change_earlier_outputs() {
     let (model, vocab) = (model("qwen2", &[]), Shape::tiny("qwen2").vocab_size);
@@ -105,6 +127,9 @@ fn later_tokens_never_change_earlier_outputs() {
     after[96..].copy_from_slice(&ids(24, 7)[..]);
     for spec in specs() {
         for settings in small(spec.name) {
+            if is_ranked_by_the_last_token(spec.name, &settings) {
+                continue;
+            }
             // A chunk shares one selection, so its tokens may see each other's votes: the change starts at a chunk.
             let [a, b] = [&before, &after].map(|i| logits(&model, spec.name, &settings, i, &backend));
             let untouched = if spec.name == "reattention" { 90 } else { 96 };
@@ -112,6 +137,120 @@ fn later_tokens_never_change_earlier_outputs() {
             assert!(!close(&a[100 * vocab..], &b[100 * vocab..]), "{}: the change had no effect", spec.name);
         }
     }
+}
+
+/// Sources of frequencies: plain, fixed, following the length, and CLEX's with a model that has it.
+fn sources() -> Vec<(Model, RopeConfig)> {
+    let window = |n: usize| ("max_position_embeddings", serde_json::Value::from(n));
+    let named = [
+        "none",
+        "linear:factor=2",
+        "ntk:factor=2",
+        "yarn:factor=2",
+        "llama3:original=64",
+        "dynamic:factor=2",
+    ];
+    let mut all: Vec<_> = named
+        .iter()
+        .map(|spec| {
+            let model = model("llama", &[window(96)]);
+            let rope = model.shape().rope.with_spec(spec).unwrap();
+            (model, rope)
+        })
+        .collect();
+    let scaling = serde_json::json!({ "type": "clex", "max_factor": 4, "param_factor": 1, "act": "tanh", "time_dt": 0.1 });
+    let clex = model("llama", &[window(64), ("rope_scaling", scaling), ("log_scale", true.into())]);
+    let rope = clex.shape().rope.clone();
+    all.push((clex, rope));
+    all
+}
+
+/// Tokens a method reads in the matrix: as many as its positions allow.
+fn readable(method: &str) -> usize {
+    if matches!(method, "ms-poe" | "string") { 90 } else { 120 }
+}
+
+/// What `docs/methods/rope.md` says is refused.
+fn refuses(method: &str, settings: &Settings, rope: &RopeConfig) -> bool {
+    let is_plain = rope.scaling == RopeScaling::None;
+    method == "ms-poe" && (rope.changes_with_length() || settings.has("reference") && !is_plain)
+}
+
+#[test]
+fn every_source_of_frequencies_serves_every_method_or_is_refused() {
+    let [plain_backend, backend] = backends();
+    for (model, rope) in sources() {
+        let (vocab, none) =
+            (Shape::tiny("llama").vocab_size, RopeConfig { scaling: RopeScaling::None, ..rope.clone() });
+        for spec in specs() {
+            for settings in small(spec.name) {
+                let what = format!("{} {settings:?} with {:?}", spec.name, rope.scaling);
+                let shape = model.shape().clone().with_rope(rope.clone());
+                match build(spec.name, &settings, &shape) {
+                    Err(MethodError::Unsuited { .. } | MethodError::Contradiction { .. })
+                        if refuses(spec.name, &settings, &rope) =>
+                    {
+                        continue;
+                    }
+                    Err(error) => panic!("{what}: {error}"),
+                    Ok(_) => assert!(!refuses(spec.name, &settings, &rope), "{what} was not refused"),
+                }
+                let n = readable(spec.name);
+                let run = |rope: &RopeConfig, ids: &[u32], backend| {
+                    logits_with(&model, rope, spec.name, &settings, ids, backend)
+                };
+                let before = ids(n, 1);
+                let got = run(&rope, &before, &backend);
+                assert!(got.iter().all(|l| l.is_finite()), "{what}");
+                assert!(close(&got, &run(&rope, &before, &plain_backend)), "{what}: the backends differ");
+                if rope != none && !rope.changes_with_length() {
+                    assert!(!close(&got, &run(&none, &before, &backend)), "{what} changes nothing");
+                }
+                if !is_ranked_by_the_last_token(spec.name, &settings) {
+                    let mut after = before.clone();
+                    after[n - 24..].copy_from_slice(&ids(24, 7));
+                    let untouched = (n - 30) * vocab;
+                    assert_eq!(
+                        got[..untouched],
+                        run(&rope, &after, &backend)[..untouched],
+                        "{what} looks ahead"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Frequencies that follow the length are those of the whole prompt from its first token on.
+#[test]
+fn frequencies_that_follow_the_length_do_not_depend_on_the_cut() {
+    let [_, backend] = backends();
+    for (model, rope) in sources() {
+        let read = |rope: &RopeConfig, chunk: usize| {
+            logits_with(&model, rope, "full", &Settings::new().set("chunk", chunk), &ids(150, 4), &backend)
+        };
+        let whole = read(&rope, 150);
+        for chunk in [1, 7, 64] {
+            assert!(close(&read(&rope, chunk), &whole), "{:?} with chunk {chunk}", rope.scaling);
+        }
+        let none = RopeConfig { scaling: RopeScaling::None, ..rope.clone() };
+        assert_eq!(close(&whole, &read(&none, 150)), rope == none, "{:?}", rope.scaling);
+    }
+}
+
+#[test]
+fn a_text_beyond_the_reach_of_clex_is_refused_at_its_first_step() {
+    let [_, backend] = backends();
+    let (model, _) = sources().pop().unwrap();
+    assert_eq!(model.shape().window, 256);
+    let method = build("full", &Settings::new(), model.shape()).unwrap();
+    let mut context = Context::new(model.shape(), method, None, KvDtype::F32, backend);
+    let step = context.schedule(0..257, None).remove(0);
+    let tokens = ids(step.tokens.len(), 1);
+    let error = model.forward(&tokens, &step, &mut context, &mut Scratch::default(), &Logits::None, None);
+    let message = error.unwrap_err().to_string();
+    assert!(message.contains("257") && message.contains("256"), "{message}");
+    assert_eq!(context.len(), 0);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod dca;
 mod full;
 mod lm_infinite;
 mod mesa;
+mod ms_poe;
 mod parts;
 mod reattention;
 mod self_extend;
@@ -18,6 +19,7 @@ pub use dca::Dca;
 pub use full::Full;
 pub use lm_infinite::LmInfinite;
 pub use mesa::Mesa;
+pub use ms_poe::MsPoe;
 pub use reattention::ReAttention;
 pub use self_extend::SelfExtend;
 pub use streaming_llm::StreamingLlm;
@@ -205,6 +207,7 @@ const REGISTRY: &[(&MethodSpec, Build)] = &[
     (&self_extend::SPEC, |s, m| Ok(Box::new(SelfExtend::new(s, m)?))),
     (&dca::SPEC, |s, m| Ok(Box::new(Dca::new(s, m)?))),
     (&mesa::SPEC, |s, m| Ok(Box::new(Mesa::new(s, m)?))),
+    (&ms_poe::SPEC, |s, m| Ok(Box::new(MsPoe::new(s, m)?))),
 ];
 
 /// The specifications of all methods.
