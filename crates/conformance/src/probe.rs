@@ -2,7 +2,8 @@
 
 use reattention_kernels::profile::Part;
 use reattention_kernels::{
-    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule,
+    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK, TopKRequest,
+    TopKRule,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -50,6 +51,10 @@ impl Backend for Probe {
         self.inner.install(f);
     }
 
+    fn each(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
+        self.inner.each(n, work);
+    }
+
     fn mark(&self, part: Part) {
         self.inner.mark(part);
     }
@@ -89,6 +94,10 @@ impl Backend for Probe {
 
     fn top_k_low_bit(&self, q: &Queries, keys: &LowBitKeys, k: usize) -> TopK {
         self.inner.top_k_low_bit(q, keys, k)
+    }
+
+    fn top_k_signs(&self, q: &Queries, request: &SignRequest) -> TopK {
+        self.inner.top_k_signs(q, request)
     }
 
     fn attend(

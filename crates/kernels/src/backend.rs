@@ -1,7 +1,7 @@
 //! The contract between the engine and the arithmetic.
 
 use crate::profile::Part;
-use crate::{KvView, ListedRequest, LowBitKeys, Matrix, Segment, TopK, TopKRequest};
+use crate::{KvView, ListedRequest, LowBitKeys, Matrix, Segment, SignRequest, TopK, TopKRequest};
 
 /// Raw queries (before RoPE) of the tokens of one step.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,10 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Runs `f` on the backend's thread pool, so that calls inside need not enter it one by one.
     fn install(&self, f: &mut (dyn FnMut() + Send));
 
+    /// Calls `work` with every number below `n`, in any order, on the threads of this backend; calls of the backend inside
+    /// are welcome.
+    fn each(&self, n: usize, work: &(dyn Fn(usize) + Sync));
+
     /// Says what the work that follows is for, until the next mark: a backend that measures takes note
     /// ([`crate::profile::Profiler`]), others have no use for it.
     fn mark(&self, _part: Part) {}
@@ -73,6 +77,13 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// smallest code in keys and zero in queries. Best first, ties to the lower number; fewer than `k` where there are
     /// fewer keys. A score is the product of the decoded vectors.
     fn top_k_low_bit(&self, q: &Queries, keys: &LowBitKeys, k: usize) -> TopK;
+
+    /// The `request.k` keys that promise most for each query and head in the groups it looks into, by signs.
+    ///
+    /// Queries are rounded to 8 bits. Best first, ties to the group that is named first and the lower slot; slots for which
+    /// the groups held no key (or only scores that are not numbers) have the index [`ListedRequest::NONE`] and a score of
+    /// minus infinity.
+    fn top_k_signs(&self, q: &Queries, request: &SignRequest) -> TopK;
 
     /// Softmax attention over segments.
     ///

@@ -22,6 +22,7 @@ pub mod profile;
 mod reference;
 mod rope;
 mod segment;
+mod signs;
 mod top_k;
 
 pub use backend::{Backend, Queries};
@@ -35,4 +36,5 @@ pub use matrix::{Matrix, MatrixData, MatrixError};
 pub use reference::Reference;
 pub use rope::RopeTable;
 pub use segment::{Band, KeySet, Position, Segment};
+pub use signs::{SignGroup, SignRequest};
 pub use top_k::{HeadPairing, TopK, TopKRequest, TopKRule};

@@ -154,24 +154,29 @@ pub(crate) struct LowBitQuery {
 }
 
 impl LowBitQuery {
-    pub(crate) fn new(keys: &LowBitKeys, query: &[f32]) -> Self {
-        let largest = query.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        // A query that no scale fits becomes zero.
-        let scale = if largest.is_finite() { largest / 127.0 } else { 0.0 };
-        let factor = if scale > 0.0 { 127.0 / largest } else { 0.0 };
-        let mut words = vec![0u32; keys.words() * (8 / keys.bits)];
+    /// The query for keys in `bits` bits an element.
+    pub(crate) fn of(bits: usize, query: &[f32]) -> Self {
+        let scale = Self::scale_of(query);
+        let factor = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let mut words = vec![0u32; words(bits, query.len()) * (8 / bits)];
         let mut sum = 0;
         for (i, x) in query.iter().enumerate() {
             let code = (x * factor).round_ties_even().clamp(-127.0, 127.0) as i32;
             sum += code;
             words[i / 4] |= u32::from(code as u8) << (8 * (i % 4));
         }
-        Self { words, excess: (sum * ((1 << keys.bits) - 1)) >> 1, scale }
+        Self { words, excess: (sum * ((1 << bits) - 1)) >> 1, scale }
+    }
+
+    /// What a code of one stands for in this query. One that no scale fits becomes zero.
+    pub(crate) fn scale_of(query: &[f32]) -> f32 {
+        let largest = query.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        if largest.is_finite() { largest / 127.0 } else { 0.0 }
     }
 }
 
 /// Words of a key.
-fn words(bits: usize, head_dim: usize) -> usize {
+pub(crate) fn words(bits: usize, head_dim: usize) -> usize {
     head_dim.div_ceil(32 / bits)
 }
 

@@ -5,7 +5,10 @@
 //! whatever was marked. Work done between the calls belongs to the part marked last.
 
 use crate::cpu::visible;
-use crate::{Backend, KvView, ListedRequest, LowBitKeys, Matrix, Pages, Queries, Segment, TopK, TopKRequest};
+use crate::{
+    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Pages, Queries, Segment, SignRequest, TopK,
+    TopKRequest,
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -217,6 +220,13 @@ impl Backend for Profiler {
         self.inner.install(f);
     }
 
+    fn each(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
+        // Several threads charge each other's moments; what ran before goes on after them.
+        let before = self.watch().part;
+        self.inner.each(n, work);
+        self.watch().turn_to(before);
+    }
+
     fn mark(&self, part: Part) {
         let mut watch = self.watch();
         watch.turn_to(part);
@@ -253,6 +263,10 @@ impl Backend for Profiler {
 
     fn top_k_low_bit(&self, q: &Queries, keys: &LowBitKeys, k: usize) -> TopK {
         self.charge(Part::Scoring, (0.0, 0.0), || self.inner.top_k_low_bit(q, keys, k))
+    }
+
+    fn top_k_signs(&self, q: &Queries, request: &SignRequest) -> TopK {
+        self.charge(Part::Scoring, (0.0, 0.0), || self.inner.top_k_signs(q, request))
     }
 
     fn attend(

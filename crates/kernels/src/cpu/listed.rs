@@ -5,6 +5,7 @@
 //! sums them, and ties go to the lower token index, so looking into lists that hold every key gives its result.
 
 use super::Path;
+use super::best::Best;
 use super::keys::{Store, Typed, transpose_rows, typed};
 use super::pool::{Pool, Shared};
 use super::simd::{Kernel, Load, Operand, Pair, Simd, Single, next_rows, tile, with_rows};
@@ -17,9 +18,6 @@ const PIECES: usize = 4;
 
 /// Multiply-adds below which waking another thread costs more than it saves, if every list held 32 keys.
 const SMALL: usize = 1 << 17;
-
-/// Keys per row up to which they are kept in order; more are collected and cut now and then.
-const ORDERED: usize = 8;
 
 /// See [`crate::Backend::top_k_listed`].
 pub(crate) fn top_k_listed(
@@ -60,7 +58,7 @@ fn search<M: Operand, E: Load>(
     pool.each(kv.n_kv_heads * blocks, is_small, Scratch::default, |scratch, piece| {
         let (kv_head, block_start) = (piece % kv.n_kv_heads, piece / kv.n_kv_heads * block);
         let rows = block_start..(block_start + block).min(rows);
-        let mut best = Best::new(rows.len(), k);
+        let mut best = Best::new(rows.len(), k, f32::NEG_INFINITY);
         let scan = Scan::<M, E> {
             q,
             store,
@@ -88,91 +86,6 @@ fn search<M: Operand, E: Load>(
 /// lists more often than heads do.
 fn query(q: &Queries, row: usize, group: usize, kv_head: usize) -> usize {
     row % q.q_len * q.n_heads + kv_head * group + row / q.q_len
-}
-
-/// The best keys of some rows so far.
-///
-/// A score and its token are kept as one number that is larger for a higher score and, among equals, for a lower token.
-struct Best {
-    k: usize,
-    /// Slots of a row: as many as are kept in order, or twice as many as are kept.
-    slots: usize,
-    /// The worst score that still gets in, of each row, and the slots in use.
-    worst: Vec<f32>,
-    used: Vec<u32>,
-    kept: Vec<u64>,
-}
-
-fn encode(score: f32, token: u32) -> u64 {
-    // Minus zero ties with zero.
-    let bits = (score + 0.0).to_bits();
-    let ordered = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
-    u64::from(ordered) << 32 | u64::from(!token)
-}
-
-fn decode(kept: u64) -> (f32, u32) {
-    let ordered = (kept >> 32) as u32;
-    let bits = if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered };
-    (f32::from_bits(bits), !(kept as u32))
-}
-
-impl Best {
-    fn new(rows: usize, k: usize) -> Self {
-        let slots = if k > ORDERED { 2 * k } else { k };
-        Self {
-            k,
-            slots,
-            worst: vec![f32::NEG_INFINITY; rows],
-            used: vec![0; rows],
-            kept: vec![0; rows * slots],
-        }
-    }
-
-    /// Takes in a score that is not below the worst kept. A NaN is no score.
-    #[inline(always)]
-    fn insert(&mut self, row: usize, score: f32, token: u32) {
-        if score.is_nan() || score < self.worst[row] {
-            return;
-        }
-        let new = encode(score, token);
-        let kept = &mut self.kept[row * self.slots..(row + 1) * self.slots];
-        let used = &mut self.used[row];
-        if self.k > ORDERED {
-            kept[*used as usize] = new;
-            *used += 1;
-            if *used as usize == self.slots {
-                kept.select_nth_unstable_by(self.k - 1, |a, b| b.cmp(a));
-                self.worst[row] = decode(kept[self.k - 1]).0;
-                *used = self.k as u32;
-            }
-            return;
-        }
-        let mut at = *used as usize;
-        if at == self.k {
-            at -= 1;
-            if new <= kept[at] {
-                return;
-            }
-        } else {
-            *used += 1;
-        }
-        while at > 0 && kept[at - 1] < new {
-            kept[at] = kept[at - 1];
-            at -= 1;
-        }
-        kept[at] = new;
-        if *used as usize == self.k {
-            self.worst[row] = decode(kept[self.k - 1]).0;
-        }
-    }
-
-    fn finish(&mut self, row: usize, tokens: &mut [u32], scores: &mut [f32]) {
-        let kept = &mut self.kept[row * self.slots..][..self.used[row] as usize];
-        kept.sort_unstable_by(|a, b| b.cmp(a));
-        for (slot, &one) in kept.iter().take(self.k).enumerate() {
-            (scores[slot], tokens[slot]) = decode(one);
-        }
-    }
 }
 
 /// Sorts pairs of a list and a row by list, keeping the order of rows.
@@ -340,7 +253,7 @@ impl<M: Operand, E: Load> Scan<'_, '_, M, E> {
             let acc = tile::<S, M, R, C>(zero, a, units, b, C * S::LANES, units);
             for r in 0..R {
                 let row = looks[r] as u32 as usize;
-                let worst = S::splat(self.best.worst[row]);
+                let worst = S::splat(self.best.worst(row));
                 let mut worse = 0u64;
                 for c in 0..C {
                     worse |= u64::from(S::gt(worst, acc[r][c])) << (c * S::LANES);

@@ -5,9 +5,10 @@
 //! product of a query is taken off at the start, and a query's own scale, which orders nothing, comes in at the end. Work is cut and merged as in the search among the keys themselves.
 
 use super::Path;
+use super::best::Best;
 use super::pool::{Pool, Shared};
 use super::simd::{Kernel, Simd, next_rows, with_rows};
-use super::top_k::{Lists, take};
+use super::top_k::take;
 use crate::low_bit::{LowBitKeys, LowBitQuery, TILE};
 use crate::{Queries, TopK};
 use std::ops::Range;
@@ -42,21 +43,20 @@ pub(crate) fn top_k_low_bit(pool: &Pool, path: Path, q: &Queries, keys: &LowBitK
     };
     // Index in `[q_len, n_heads]` of a row of a KV head.
     let query = |row: usize, head: usize| row / group * q.n_heads + head * group + row % group;
-    let mut lists: Vec<Option<Lists>> = (0..heads * blocks * ranges).map(|_| None).collect();
+    let mut lists: Vec<Option<Best>> = (0..heads * blocks * ranges).map(|_| None).collect();
     let slots = Shared::new(&mut lists);
     let is_small = rows * heads * keys.len() * q.head_dim < SMALL;
     pool.each(heads * blocks * ranges, is_small, Vec::new, |words, piece| {
         let (rows, head) = rows_of(piece);
         let start = (piece % ranges * range_len).min(keys.len());
-        let mut lists = Lists::new(rows.len(), k, (f32::NEG_INFINITY, u32::MAX));
-        let (mut excesses, mut scales) = (Vec::new(), Vec::new());
+        let mut lists = Best::new(rows.len(), k, f32::NEG_INFINITY);
+        let mut excesses = Vec::new();
         words.clear();
         for row in rows.clone() {
             let at = query(row, head) * q.head_dim;
-            let query = LowBitQuery::new(keys, &q.data[at..at + q.head_dim]);
+            let query = LowBitQuery::of(keys.bits(), &q.data[at..at + q.head_dim]);
             words.extend_from_slice(&query.words);
             excesses.push(query.excess);
-            scales.push(query.scale);
         }
         let scan = Scan {
             keys,
@@ -70,8 +70,6 @@ pub(crate) fn top_k_low_bit(pool: &Pool, path: Path, q: &Queries, keys: &LowBitK
         // SAFETY: the backend only holds available paths; each piece has a slot of its own.
         unsafe {
             path.call(scan);
-            let scores = lists.scores.chunks_exact_mut(k).zip(&scales);
-            scores.for_each(|(row, scale)| row.iter_mut().for_each(|s| *s *= scale));
             slots.part(piece, 1)[0] = Some(lists);
         }
     });
@@ -83,8 +81,10 @@ pub(crate) fn top_k_low_bit(pool: &Pool, path: Path, q: &Queries, keys: &LowBitK
         }
         for (i, row) in rows.enumerate() {
             let out = query(row, head) * k;
-            found.scores[out..out + k].copy_from_slice(&merged.scores[i * k..(i + 1) * k]);
-            found.indices[out..out + k].copy_from_slice(&merged.indices[i * k..(i + 1) * k]);
+            merged.finish(i, &mut found.indices[out..out + k], &mut found.scores[out..out + k]);
+            let at = query(row, head) * q.head_dim;
+            let scale = LowBitQuery::scale_of(&q.data[at..at + q.head_dim]);
+            found.scores[out..out + k].iter_mut().for_each(|s| *s *= scale);
         }
     }
     found
@@ -101,7 +101,7 @@ struct Scan<'a> {
     excesses: &'a [i32],
     /// The worst score kept of each row.
     worst: Vec<f32>,
-    lists: &'a mut Lists,
+    lists: &'a mut Best,
 }
 
 impl Kernel for Scan<'_> {

@@ -3,6 +3,7 @@
 mod attend;
 mod attend_few;
 mod attend_piece;
+mod best;
 mod elementwise;
 mod keys;
 mod linear;
@@ -11,6 +12,7 @@ mod low_bit;
 mod path;
 mod pool;
 mod q8_0;
+mod signs;
 pub(crate) mod simd;
 mod top_k;
 
@@ -18,7 +20,9 @@ pub(crate) use attend::visible;
 pub use path::Path;
 
 use crate::profile::AttendClock;
-use crate::{Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, TopK, TopKRequest};
+use crate::{
+    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK, TopKRequest,
+};
 use pool::Pool;
 use std::sync::Arc;
 
@@ -119,6 +123,10 @@ impl Backend for Cpu {
         self.pool.install(f)
     }
 
+    fn each(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
+        self.pool.each(n, false, || (), |(), i| work(i))
+    }
+
     fn linear(&self, x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
         linear::linear(&self.pool, self.path, x, rows, w, bias, y)
     }
@@ -141,6 +149,10 @@ impl Backend for Cpu {
 
     fn top_k_low_bit(&self, q: &Queries, keys: &LowBitKeys, k: usize) -> TopK {
         low_bit::top_k_low_bit(&self.pool, self.path, q, keys, k)
+    }
+
+    fn top_k_signs(&self, q: &Queries, request: &SignRequest) -> TopK {
+        signs::top_k_signs(&self.pool, self.path, q, request)
     }
 
     fn attend(

@@ -8,6 +8,7 @@
 //! under the rule that a later key must be strictly better, so ties go to the lower token index everywhere.
 
 use super::Path;
+use super::best::Best;
 use super::keys::{Store, Typed, transpose_rows, typed};
 use super::pool::{Pool, Shared};
 use super::simd::{Kernel, Load, Operand, Pair, Simd, Single, next_rows, opaque, tile, with_rows};
@@ -20,6 +21,9 @@ const ROW_BLOCK: usize = 512;
 /// Pieces of work to aim for when rows alone give fewer, and keys a piece should at least have.
 const PIECES: usize = 16;
 const MIN_KEYS: usize = 2048;
+
+/// Keys a piece should at least have for each one wanted: its list has to fill up before it keeps anything out.
+const KEYS_PER_WANTED: usize = 128;
 
 /// Query rows up to which keys are transposed block by block, straight before they are used.
 const FEW_ROWS: usize = 8;
@@ -77,24 +81,27 @@ fn search<M: Operand, E: Load>(
     let rows = q.q_len * group;
     let blocks = rows.div_ceil(ROW_BLOCK);
     let ranges = match request.rule {
-        TopKRule::Exact => PIECES.div_ceil(kv.n_kv_heads * blocks).min(keys.len().div_ceil(MIN_KEYS)).max(1),
+        TopKRule::Exact => PIECES
+            .div_ceil(kv.n_kv_heads * blocks)
+            .min(keys.len().div_ceil(MIN_KEYS.max(KEYS_PER_WANTED * k)))
+            .max(1),
         // Tiles are counted from the start of the whole range.
         TopKRule::BestPerTile { .. } => 1,
     };
     let range_len = keys.len().div_ceil(ranges);
-    let plan = Plan { q, request, kv_heads: kv.n_kv_heads, group, unfilled };
+    let plan = Plan { q, request, kv_heads: kv.n_kv_heads, group };
     let lists_of = |piece: usize| {
         let (block, kv_head) = (piece / ranges % blocks, piece / ranges / blocks);
         (block * ROW_BLOCK..((block + 1) * ROW_BLOCK).min(rows), kv_head)
     };
-    let mut lists: Vec<Option<Lists>> = (0..kv.n_kv_heads * blocks * ranges).map(|_| None).collect();
+    let mut lists: Vec<Option<Best>> = (0..kv.n_kv_heads * blocks * ranges).map(|_| None).collect();
     let is_small = rows * kv.n_kv_heads * keys.len() * q.head_dim < SMALL;
     let slots = Shared::new(&mut lists);
     pool.each(kv.n_kv_heads * blocks * ranges, is_small, Scratch::default, |scratch, piece| {
         let (rows, kv_head) = lists_of(piece);
         let start = keys.start + piece % ranges * range_len;
         let keys = start.min(keys.end)..(start + range_len).min(keys.end);
-        let mut lists = Lists::new(rows.len(), k, unfilled);
+        let mut lists = Best::new(rows.len(), k, unfilled.0);
         let scan = Scan::<M, E> {
             plan: &plan,
             store,
@@ -120,8 +127,7 @@ fn search<M: Operand, E: Load>(
         }
         for (i, row) in rows.enumerate() {
             let out = plan.query(row, kv_head) * k;
-            found.scores[out..out + k].copy_from_slice(&merged.scores[i * k..(i + 1) * k]);
-            found.indices[out..out + k].copy_from_slice(&merged.indices[i * k..(i + 1) * k]);
+            merged.finish(i, &mut found.indices[out..out + k], &mut found.scores[out..out + k]);
             if request.rule == TopKRule::Exact {
                 fill_up(&mut found.indices[out..out + k], keys.start as u32);
             }
@@ -136,7 +142,6 @@ struct Plan<'a> {
     request: &'a TopKRequest,
     kv_heads: usize,
     group: usize,
-    unfilled: (f32, u32),
 }
 
 impl Plan<'_> {
@@ -148,42 +153,6 @@ impl Plan<'_> {
             HeadPairing::Interleaved => kv_head + member * self.kv_heads,
         };
         token * self.q.n_heads + head
-    }
-}
-
-/// The best keys of some rows so far: `[rows, k]`, best first.
-pub(super) struct Lists {
-    k: usize,
-    pub(super) scores: Vec<f32>,
-    pub(super) indices: Vec<u32>,
-}
-
-impl Lists {
-    pub(super) fn new(rows: usize, k: usize, (score, index): (f32, u32)) -> Self {
-        Self { k, scores: vec![score; rows * k], indices: vec![index; rows * k] }
-    }
-
-    /// Takes the key in if it is better than the worst kept.
-    #[inline(always)]
-    fn insert(&mut self, row: usize, score: f32, index: u32) {
-        let scores = &mut self.scores[row * self.k..(row + 1) * self.k];
-        let indices = &mut self.indices[row * self.k..(row + 1) * self.k];
-        let mut at = scores.len() - 1;
-        // No comparison holds for a NaN, so it never gets in.
-        if score > scores[at] {
-            while at > 0 && score > scores[at - 1] {
-                (scores[at], indices[at]) = (scores[at - 1], indices[at - 1]);
-                at -= 1;
-            }
-            (scores[at], indices[at]) = (score, index);
-        }
-    }
-
-    /// Takes in the keys of a later range.
-    pub(super) fn merge(&mut self, later: &Self) {
-        for (slot, (&score, &index)) in later.scores.iter().zip(&later.indices).enumerate() {
-            self.insert(slot / self.k, score, index);
-        }
     }
 }
 
@@ -218,7 +187,7 @@ struct Scan<'a, M, E: bytemuck::Pod> {
     rows: Range<usize>,
     kv_head: usize,
     keys: Range<usize>,
-    lists: &'a mut Lists,
+    lists: &'a mut Best,
     scratch: &'a mut Scratch,
     #[allow(dead_code, reason = "names the operand type")]
     operand: M,
@@ -246,16 +215,18 @@ impl<M: Operand, E: Load> Kernel for Scan<'_, M, E> {
             TopKRule::BestPerTile { tile } => {
                 let (all, end) = (self.keys.clone(), self.keys.end);
                 let n = self.rows.len();
-                let mut best = Lists::new(n, 1, self.plan.unfilled);
                 for start in all.step_by(tile.max(1)) {
-                    best.scores.fill(f32::NEG_INFINITY);
-                    best.indices.fill(u32::MAX);
+                    let mut best = Best::new(n, 1, f32::NEG_INFINITY);
                     self.keys = start..(start + tile.max(1)).min(end);
                     std::mem::swap(self.lists, &mut best);
                     // SAFETY: as above.
                     unsafe { self.exact::<S>() };
                     std::mem::swap(self.lists, &mut best);
-                    (0..n).for_each(|row| self.lists.insert(row, best.scores[row], best.indices[row]));
+                    for row in 0..n {
+                        if let Some((score, token)) = best.first(row) {
+                            self.lists.insert(row, score, token);
+                        }
+                    }
                 }
             }
         }
@@ -266,9 +237,9 @@ impl<M: Operand, E: Load> Scan<'_, M, E> {
     #[inline(always)]
     unsafe fn exact<S: Simd>(&mut self) {
         let width = S::COLS * S::LANES;
-        let (dim, units, k) = (self.store.head_dim, self.store.head_dim / M::PER_UNIT, self.lists.k);
+        let (dim, units) = (self.store.head_dim, self.store.head_dim / M::PER_UNIT);
         self.scratch.worst.clear();
-        self.scratch.worst.extend(self.lists.scores.iter().skip(k - 1).step_by(k));
+        self.scratch.worst.extend((0..self.rows.len()).map(|row| self.lists.worst(row)));
         // Whole blocks of units that need no widening.
         let is_few =
             self.rows.len() <= FEW_ROWS && units.is_multiple_of(4) && size_of::<E>() * M::PER_UNIT == 4;
@@ -433,7 +404,7 @@ impl<M: Operand, E: Load> Scan<'_, M, E> {
 #[cold]
 #[inline(never)]
 pub(super) fn take(
-    lists: &mut Lists,
+    lists: &mut Best,
     worst: &mut f32,
     row: usize,
     scores: &[f32; 64],
@@ -445,5 +416,5 @@ pub(super) fn take(
         lists.insert(row, scores[i], (token + i) as u32);
         better &= better - 1;
     }
-    *worst = lists.scores[(row + 1) * lists.k - 1];
+    *worst = lists.worst(row);
 }

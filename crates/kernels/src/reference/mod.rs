@@ -1,8 +1,10 @@
 //! The plain backend: f32 with sums in f64, one loop a formula, nothing clever. Fast backends are tested against it.
 
 use crate::low_bit::LowBitQuery;
+use crate::signs::from_code;
 use crate::{
-    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, TopK, TopKRequest, TopKRule,
+    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK, TopKRequest,
+    TopKRule,
 };
 
 /// Plain f32 arithmetic on the calling thread.
@@ -20,6 +22,10 @@ impl Backend for Reference {
 
     fn install(&self, f: &mut (dyn FnMut() + Send)) {
         f();
+    }
+
+    fn each(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
+        (0..n).for_each(work);
     }
 
     fn linear(&self, x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
@@ -113,13 +119,54 @@ impl Backend for Reference {
         found
     }
 
+    fn top_k_signs(&self, q: &Queries, request: &SignRequest) -> TopK {
+        request.check(q);
+        let mut found = TopK::unfilled(q.q_len, q.n_heads, request.k);
+        for row in 0..q.q_len * q.n_heads {
+            let (query, factor) = SignRequest::query(q.row(row / q.n_heads, row % q.n_heads));
+            let of = row * request.per_row..(row + 1) * request.per_row;
+            // Scores, where they come from, and the tokens.
+            let mut scores: Vec<((f32, u32), u32)> = Vec::new();
+            for (i, (&list, &centre)) in
+                request.lists[of.clone()].iter().zip(&request.centres[of]).enumerate()
+            {
+                if list == ListedRequest::NONE {
+                    continue;
+                }
+                let group = (request.group)(list);
+                group.check(query.words.len() / 8);
+                for (slot, &token) in group.keys.iter().enumerate() {
+                    let mut product = -query.excess;
+                    for (field, &word) in query.words.iter().enumerate() {
+                        let signs = group.codes[field / 8 * group.slots + slot] >> (field % 8);
+                        for byte in 0..4 {
+                            let one = (signs >> (8 * byte) & 1) as i32;
+                            product += one * i32::from((word >> (8 * byte)) as u8 as i8);
+                        }
+                    }
+                    let sizes = group.codes[query.words.len() / 8 * group.slots + slot / 4];
+                    let size = from_code((sizes >> (slot % 4 * 8)) as u8) * factor;
+                    let score = f64::from(product as f32) * f64::from(size) + f64::from(centre);
+                    scores.push(((score as f32, (i << 16 | slot) as u32), token));
+                }
+            }
+            scores.retain(|s| !s.0.0.is_nan());
+            scores.sort_by(|a, b| best_first(&a.0, &b.0));
+            for (slot, &((score, _), token)) in scores.iter().take(request.k).enumerate() {
+                found.indices[row * request.k + slot] = token;
+                found.scores[row * request.k + slot] = score;
+            }
+        }
+        found
+    }
+
     fn top_k_low_bit(&self, q: &Queries, keys: &LowBitKeys, k: usize) -> TopK {
         keys.check(q);
         let (group, fields) = (q.n_heads / keys.n_kv_heads(), 8 / keys.bits());
         let mut found = TopK::unfilled(q.q_len, q.n_heads, k.min(keys.len()));
         for row in 0..q.q_len * q.n_heads {
             let (token, head) = (row / q.n_heads, row % q.n_heads);
-            let query = LowBitQuery::new(keys, q.row(token, head));
+            let query = LowBitQuery::of(keys.bits(), q.row(token, head));
             let mut scores: Vec<(f32, u32)> = Vec::with_capacity(keys.len());
             for t in 0..keys.len() {
                 let (codes, scales) = keys.tile(head / group, t - t % LowBitKeys::TILE);
