@@ -7,12 +7,14 @@ mod boxes;
 mod clusters;
 mod exact;
 mod halving;
+mod leaves;
 mod low_bit;
 mod partition;
 mod reuse;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 pub(crate) use boxes::Boxes;
 pub(crate) use clusters::{ClusterSettings, Clusters};
@@ -51,7 +53,7 @@ pub(crate) trait Selector: Send + Sync + std::fmt::Debug {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reach {
     /// Up to as many keys a query of the context scores all, and no structure is built; queries of the question or the
-    /// answer do up to eight times as many.
+    /// answer do up to twice as many.
     pub(crate) exact_below: usize,
     /// Groups a query of the context looks into.
     pub(crate) prefill_probes: usize,
@@ -65,7 +67,7 @@ impl Reach {
     fn is_exact(&self, kind: StepKind, keys: usize) -> bool {
         match kind {
             StepKind::Prefill => keys <= self.exact_below,
-            StepKind::Question | StepKind::Decode => keys <= self.exact_below.saturating_mul(8),
+            StepKind::Question | StepKind::Decode => keys <= self.exact_below.saturating_mul(2),
         }
     }
 

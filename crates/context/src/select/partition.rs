@@ -8,7 +8,8 @@ pub(super) struct Points<'a> {
 }
 
 impl<'a> Points<'a> {
-    fn at(&self, i: u32) -> &'a [f32] {
+    /// The vector `i`.
+    pub(super) fn at(&self, i: u32) -> &'a [f32] {
         &self.data[i as usize * self.dim..(i as usize + 1) * self.dim]
     }
 

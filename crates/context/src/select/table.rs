@@ -53,6 +53,14 @@ impl Table {
         self.set_of(0, i, values);
     }
 
+    /// Overwrites one element of the vector `i`.
+    pub(super) fn set_element(&mut self, i: u32, element: usize, value: f32) {
+        let (page, row) = (i as usize / PAGE, i as usize % PAGE);
+        if let Some(page) = &mut self.pages[page] {
+            page[row * self.dim + element] = bf16::from_f32(value);
+        }
+    }
+
     /// Overwrites the vector `i` of `head`.
     pub(super) fn set_of(&mut self, head: usize, i: u32, values: impl Iterator<Item = f32>) {
         let (page, row) = (i as usize / PAGE, head * PAGE + i as usize % PAGE);

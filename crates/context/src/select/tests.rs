@@ -84,7 +84,7 @@ fn all(exact_below: usize, probes: usize) -> Vec<Box<dyn Selector>> {
     let reach = Reach { exact_below, prefill_probes: probes, probes };
     let low_bit = |bits| LowBitSettings { reach, bits, candidates: probes };
     vec![
-        Box::new(Clusters::new(ClusterSettings { reach, spread_weight: 2.0 })),
+        Box::new(Clusters::new(ClusterSettings { reach, spread_weight: 2.0, candidates: probes })),
         Box::new(Boxes::new(reach)),
         Box::new(Halving::new(reach)),
         Box::new(LowBit::new(low_bit(8))),
@@ -203,4 +203,25 @@ fn a_search_is_reused_while_the_query_barely_turns() {
     layer.feed(&mut none, 800, StepKind::Decode);
     let found = layer.search(selectors[0].as_mut(), &far, StepKind::Decode);
     assert_eq!(found, exact(&layer, &far), "a truncated search is forgotten");
+}
+
+#[test]
+fn clusters_do_not_depend_on_the_number_of_threads() {
+    let run = |threads| {
+        let mut layer = Layer::new();
+        layer.backend = Cpu::new(threads).expect("threads");
+        let mut selectors = all(100, 6);
+        selectors.truncate(1);
+        layer.feed(&mut selectors, 5000, StepKind::Prefill);
+        layer.feed(&mut selectors, 2000, StepKind::Prefill);
+        [StepKind::Prefill, StepKind::Decode].map(|kind| {
+            let q = layer.queries(20);
+            layer.search(selectors[0].as_mut(), &q, kind)
+        })
+    };
+    let one = run(1);
+    assert_eq!(one[0].k, K);
+    for threads in [2, 5] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
 }

@@ -98,13 +98,21 @@ impl ReAttention {
         let global = read.count("global", small)?;
         let span = read.count("span", small)?;
         let spans_that_fit = window.saturating_sub(global + local) / span.max(1);
+        // Groups of neighbours hold fewer keys, and tell less of them.
+        let by_place = matches!(read.value("selector", String::new())?.as_str(), "boxes" | "halving");
+        let top_k = read.count("top_k", 4)?;
+        let candidates = |of_each: usize| {
+            let most = MOST_CANDIDATES.max(top_k);
+            read.count("candidates", top_k.saturating_mul(of_each).min(most))
+        };
         let clusters = ClusterSettings {
             reach: Reach {
                 exact_below: read.count("exact_below", 16_384)?,
-                prefill_probes: read.count("prefill_probes", 16)?,
-                probes: read.count("probes", 512)?,
+                prefill_probes: read.count("prefill_probes", if by_place { 16 } else { 12 })?,
+                probes: read.count("probes", if by_place { 512 } else { 128 })?,
             },
             spread_weight: read.value("spread_weight", 2.0)?,
+            candidates: candidates(128)?,
         };
         let reference = read.choice(
             "reference",
@@ -117,11 +125,10 @@ impl ReAttention {
         let prefill_selects = read.choice("prefill", &[("select", true), ("window", false)])?;
         // An index over keys that nobody searches until the question costs more than searching all keys then.
         let by_default_exact = reference != Reference::Off || !prefill_selects;
-        let top_k = read.count("top_k", 4)?;
         let low_bit = LowBitSettings {
             reach: clusters.reach,
             bits: read.choice("bits", &[("4", 4), ("8", 8), ("2", 2)])?,
-            candidates: read.count("candidates", (4 * top_k).min(MOST_CANDIDATES.max(top_k)))?,
+            candidates: candidates(4)?,
         };
         let reuse = match read.value("reuse", String::from("off"))?.as_str() {
             "off" => None,
@@ -236,6 +243,11 @@ impl ReAttention {
             )));
         }
         Ok(())
+    }
+
+    /// Keys of each query and head that the selector scores after it has found them by few bits.
+    fn candidates(&self) -> usize {
+        if self.selector.name() == "low_bit" { self.low_bit.candidates } else { self.clusters.candidates }
     }
 
     fn published(&self) -> bool {
@@ -409,7 +421,7 @@ impl Method for ReAttention {
             ("vote", VOTE_RULES.iter().find(|r| r.1 == self.vote).map_or("count", |r| r.0).to_string()),
             ("spread_weight", self.clusters.spread_weight.to_string()),
             ("bits", self.low_bit.bits.to_string()),
-            ("candidates", self.low_bit.candidates.to_string()),
+            ("candidates", self.candidates().to_string()),
             ("reuse", self.reuse.map_or("off".into(), |cosine| cosine.to_string())),
             ("positions", either(self.contiguous, "contiguous", "original")),
             (
@@ -492,8 +504,12 @@ impl Method for ReAttention {
         // For each vote: index and score in the lists of ranges searched at once and in what comes of them (twice 8
         // bytes), and, while votes are counted, weighed and sorted copies, candidates, their votes and their order (40 bytes).
         let votes = self.top_k.saturating_mul(56);
-        // For each group looked into, one and a half (leaves and branches) of index and score.
-        let looks = if self.selector.name() == "exact" { 0 } else { self.clusters.reach.probes * 12 };
+        // For each group looked into: twice (groups, and what holds them or candidates in them) index and score, with as much
+        // while they are collected, the score of its centre, and where it lies.
+        let looks = match self.selector.name() {
+            "exact" => 0,
+            _ => self.clusters.reach.probes * 76 + self.candidates() * 40,
+        };
         q_len.saturating_mul(self.n_heads).saturating_mul(votes.saturating_add(looks))
     }
 

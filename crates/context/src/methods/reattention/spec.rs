@@ -6,7 +6,7 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
     name: "reattention",
     paper: "ReAttention: Training-Free Infinite Context with Finite Attention Scope (arXiv 2407.15176)",
     summary: "picks the few thousand cached tokens that matter by raw q·k over all of them, then attends at contiguous positions",
-    cost: "selection per token: O(n/8192) plus a constant by default, O(n) with selector=exact, none in the context with prefill=window; attention O(1); memory O(n), clusters add up to 10 %",
+    cost: "selection per token: O(n/16384) plus a constant by default (O(n/128) for answers), O(n) with selector=exact, none in the context with prefill=window; attention O(1); memory O(n), clusters add up to 10 %",
     suits: "all models without sliding-window layers",
     params: &[
         ParamSpec {
@@ -73,17 +73,17 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
             name: "exact_below",
             default: "16384",
             range: "an integer of at least 0",
-            doc: "up to as many keys every selector scores all in context chunks; questions and answers do up to eight times as many",
+            doc: "up to as many keys every selector scores all in context chunks; questions and answers do up to twice as many",
         },
         ParamSpec {
             name: "probes",
-            default: "512",
+            default: "128; 512 with selector=boxes or halving",
             range: "an integer from 1 to 16384",
             doc: "selector=clusters, boxes or halving: groups a query of the question or the answer looks into",
         },
         ParamSpec {
             name: "prefill_probes",
-            default: "16",
+            default: "12; 16 with selector=boxes or halving",
             range: "an integer from 1 to 16384",
             doc: "selector=clusters, boxes or halving: groups a query of the context looks into",
         },
@@ -113,9 +113,9 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
         },
         ParamSpec {
             name: "candidates",
-            default: "4 * top_k",
+            default: "128 * top_k; 4 * top_k with selector=low_bit",
             range: "an integer from top_k to 1024",
-            doc: "selector=low_bit: keys of each query and head that are scored again as they are",
+            doc: "selector=clusters (questions and answers) and low_bit: keys of each query and head that few bits name, to be scored as they are",
         },
         ParamSpec {
             name: "reuse",
