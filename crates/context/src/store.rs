@@ -56,7 +56,7 @@ pub struct TruncateError {
     pub floor: usize,
 }
 
-/// Raw keys and values of all layers. Index in the store is token index.
+/// Raw keys and values of all layers. Until the store is compacted, a slot's index is its token's.
 #[derive(Debug)]
 pub struct Store {
     layers: Vec<Layer>,
@@ -110,7 +110,7 @@ impl Store {
         2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * dtype.bytes()
     }
 
-    /// Tokens held by all layers, released ones included.
+    /// Slots held by all layers, released ones included.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -177,6 +177,35 @@ impl Store {
         Ok(())
     }
 
+    /// Keeps the slots listed and moves them to the front, page by page as far as they reach: slot `s` of a layer and KV
+    /// head then holds what slot `kept[layer][head][s]` of it held. Roll-backs below their number are refused from then on.
+    ///
+    /// # Panics
+    /// Unless there is a list for every layer and KV head, each ascending, of slots held, and all of the same length.
+    pub fn compact(&mut self, kept: &[Vec<Vec<u32>>]) {
+        let n = kept[0][0].len();
+        assert!(
+            kept.len() == self.layers.len() && kept.iter().all(|l| l.len() == self.n_kv_heads),
+            "a list for each layer and KV head"
+        );
+        for list in kept.iter().flatten() {
+            let ascending = list.windows(2).all(|pair| pair[0] < pair[1]);
+            assert!(list.len() == n && ascending && list.last().is_none_or(|&s| (s as usize) < self.len));
+        }
+        for (layer, kept) in self.layers.iter_mut().zip(kept) {
+            layer.compact(kept, self.head_dim);
+        }
+        self.len = n;
+        self.floor = n;
+    }
+
+    /// A copy of the first `n` slots (of all, if there are fewer).
+    pub fn copy(&self, n: usize) -> Self {
+        let n = n.min(self.len);
+        let layers = self.layers.iter().map(|l| l.copy(n)).collect();
+        Self { layers, len: n, floor: self.floor.min(n), ..*self }
+    }
+
     /// Gives back the pages that lie wholly within `tokens`. Roll-backs below `floor` are refused from then on if any
     /// page was given back.
     pub fn release(&mut self, tokens: Range<usize>, floor: usize) {
@@ -210,6 +239,20 @@ impl Layer {
         match self {
             Self::F32(s) => s.truncate(n),
             Self::Bf16(s) => s.truncate(n),
+        }
+    }
+
+    fn compact(&mut self, kept: &[Vec<u32>], dim: usize) {
+        match self {
+            Self::F32(s) => s.compact(kept, dim),
+            Self::Bf16(s) => s.compact(kept, dim),
+        }
+    }
+
+    fn copy(&self, n: usize) -> Self {
+        match self {
+            Self::F32(s) => Self::F32(s.copy(n)),
+            Self::Bf16(s) => Self::Bf16(s.copy(n)),
         }
     }
 
@@ -256,6 +299,38 @@ impl<T: Element> Sides<T> {
             self.values.truncate(n.div_ceil(PAGE));
             self.len = n;
         }
+    }
+
+    fn compact(&mut self, kept: &[Vec<u32>], dim: usize) {
+        let mut row = vec![T::from_f32(0.0); dim];
+        for side in [&mut self.keys, &mut self.values] {
+            for (head, slots) in kept.iter().enumerate() {
+                let place = |slot: usize| {
+                    let first = (head * PAGE + slot % PAGE) * dim;
+                    (slot / PAGE, first..first + dim)
+                };
+                // Slots ascend, so none is written before it was read.
+                for (to, &from) in slots.iter().enumerate() {
+                    let (page, range) = place(from as usize);
+                    let held = side[page].as_ref().unwrap_or_else(|| panic!("slot {from} was released"));
+                    row.copy_from_slice(&held[range]);
+                    let (page, range) = place(to);
+                    let held = side[page].as_mut().unwrap_or_else(|| panic!("slot {to} was released"));
+                    held[range].copy_from_slice(&row);
+                }
+            }
+        }
+        self.truncate(kept[0].len());
+    }
+
+    fn copy(&self, n: usize) -> Self {
+        let side = |pages: &[Option<Buffer<T>>]| {
+            pages[..n.div_ceil(PAGE)]
+                .iter()
+                .map(|p| p.as_ref().map(|page| Buffer::from_slice(page)))
+                .collect()
+        };
+        Self { keys: side(&self.keys), values: side(&self.values), len: n }
     }
 
     fn release(&mut self, pages: Range<usize>) -> bool {
@@ -333,6 +408,44 @@ mod tests {
         let mut row = vec![0.0; shape.head_dim];
         store.view(0).copy_key(0, 5, &mut row);
         assert_eq!(row[0], ((5 * shape.n_kv_heads * shape.head_dim) % 251) as f32);
+    }
+
+    #[test]
+    fn compacting_moves_each_heads_choice_to_the_front_and_frees_pages() {
+        let shape = tiny_shape();
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let mut store = Store::new(&shape, dtype);
+            fill(&mut store, 0, 3000);
+            // Every layer and head keeps other slots, across pages.
+            let slot = |layer: usize, head: usize, s: usize| 2 * s + 7 * layer + 400 * head;
+            let lists = |layer| {
+                let of = |head| (0..1100).map(|s| slot(layer, head, s) as u32).collect::<Vec<u32>>();
+                (0..shape.n_kv_heads).map(of).collect::<Vec<_>>()
+            };
+            let row = |store: &Store, layer: usize, head: usize, slot: usize| {
+                let mut row = vec![0.0; 2 * shape.head_dim];
+                let (key, value) = row.split_at_mut(shape.head_dim);
+                store.view(layer).copy_key(head, slot, key);
+                store.view(layer).copy_value(head, slot, value);
+                row
+            };
+            let before = store.copy(5000);
+            store.compact(&(0..shape.n_layers).map(lists).collect::<Vec<_>>());
+            assert_eq!((store.len(), store.held()), (1100, 1100));
+            assert_eq!(store.bytes(), Store::planned_bytes(&shape, dtype, 1100));
+            assert_eq!((before.len(), before.bytes()), (3000, Store::planned_bytes(&shape, dtype, 3000)));
+            for (layer, head) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                for s in [0, 1, 511, 1023, 1024, 1099] {
+                    let want = row(&before, layer, head, slot(layer, head, s));
+                    assert_eq!(row(&store, layer, head, s), want, "layer {layer}, head {head}, slot {s}");
+                }
+            }
+            assert_eq!(store.truncate(1099), Err(TruncateError { to: 1099, floor: 1100 }));
+            fill(&mut store, 3000, 50);
+            let at = (3000 * shape.n_kv_heads + 1) * shape.head_dim;
+            assert_eq!(row(&store, 1, 1, 1100)[0], (at % 251) as f32, "what follows stands behind the kept");
+            assert_eq!(store.copy(900).truncate(800), Err(TruncateError { to: 800, floor: 900 }));
+        }
     }
 
     #[test]
