@@ -1,9 +1,10 @@
 //! A context: the store, a method and a backend, as the layers of a model see them.
 
 use crate::ModelShape;
-use crate::methods::{Appended, LayerCall, Method, Selection, Step, StepKind};
+use crate::methods::{Appended, Entries, LayerCall, Method, Selection, Step, StepKind};
 use crate::rope::{RopeConfig, Ropes};
 use crate::settings::MethodError;
+use crate::slots::Slots;
 use crate::store::{KvDtype, Store, TruncateError};
 use reattention_kernels::profile::Part;
 use reattention_kernels::{Backend, KvView, Queries, Segment};
@@ -15,15 +16,31 @@ use std::sync::Arc;
 pub struct Context {
     shape: ModelShape,
     store: Store,
+    slots: Slots,
     ropes: Ropes,
     method: Box<dyn Method>,
     backend: Arc<dyn Backend>,
     step: Option<Step>,
-    /// The earliest token a roll-back must stay possible to.
-    pinned: Option<usize>,
+    /// What an ephemeral step lets each layer keep: the slots of each KV head.
+    distilled: Vec<Vec<Vec<u32>>>,
+    /// The model's last hidden state of the last token read; empty where it is not known or nobody wants it.
+    last_state: Vec<f32>,
+    /// The earliest point a roll-back must stay possible to.
+    pinned: Option<Pin>,
     attended_max: usize,
     trace: Option<Vec<LayerTrace>>,
     mass: Option<Vec<f32>>,
+}
+
+/// A point to come back to.
+#[derive(Debug)]
+struct Pin {
+    /// Tokens read.
+    tokens: usize,
+    /// The last hidden state there.
+    last_state: Vec<f32>,
+    /// What was cached there, once the store has been compacted since.
+    saved: Option<(Store, Slots)>,
 }
 
 /// What one layer of one step selected and looked at.
@@ -37,6 +54,8 @@ pub struct LayerTrace {
     pub selections: Vec<Selection>,
     /// What was attended to: one list of segments for all KV heads, or one a KV head.
     pub segments: Vec<Vec<Segment>>,
+    /// The tokens of the slots that the segments of each list speak of; empty while every slot is its token's index.
+    pub slots: Vec<Vec<u32>>,
     /// The attention that the keys of each list of segments got, one number a key in the list's order, added up over the
     /// query heads that the list serves: each head gives 1 in all. Only of decode steps while [`Context::record_mass`]
     /// is on; empty otherwise.
@@ -46,8 +65,14 @@ pub struct LayerTrace {
 impl LayerTrace {
     /// Whether list `list` of the segments let the step's last token see token `token`.
     pub fn holds(&self, list: usize, token: usize) -> bool {
-        let query = self.tokens.end - 1;
-        self.segments[list].iter().any(|s| s.keys.contains(token) && s.band.sees(query, token))
+        let slot = match self.slots.get(list) {
+            None => Some((token, self.tokens.end - 1)),
+            // Heads keep what they choose, so tokens ascend but may be missing.
+            Some(slots) => slots.binary_search(&(token as u32)).ok().map(|slot| (slot, slots.len() - 1)),
+        };
+        slot.is_some_and(|(slot, query)| {
+            self.segments[list].iter().any(|s| s.keys.contains(slot) && s.band.sees(query, slot))
+        })
     }
 }
 
@@ -63,10 +88,13 @@ impl Context {
         Self {
             shape: shape.clone(),
             store: Store::new(shape, kv),
+            slots: Slots::default(),
             ropes: Ropes::new(rope.unwrap_or_else(|| shape.rope.clone())),
             method,
             backend,
             step: None,
+            distilled: Vec::new(),
+            last_state: Vec::new(),
             pinned: None,
             attended_max: 0,
             trace: None,
@@ -76,12 +104,12 @@ impl Context {
 
     /// Tokens read so far.
     pub fn len(&self) -> usize {
-        self.store.len()
+        self.slots.tokens(self.store.len())
     }
 
     /// Whether nothing was read yet.
     pub fn is_empty(&self) -> bool {
-        self.store.is_empty()
+        self.len() == 0
     }
 
     /// The method.
@@ -94,14 +122,32 @@ impl Context {
         &self.backend
     }
 
-    /// Tokens whose keys and values are still in memory.
+    /// Tokens whose keys and values are still in memory; after a compaction, as many for each KV head.
     pub fn kept(&self) -> usize {
         self.store.held()
     }
 
-    /// Memory held by keys and values, in bytes.
+    /// Memory held by keys and values, those of a pinned state included, in bytes.
     pub fn kv_bytes(&self) -> usize {
-        self.store.bytes()
+        let saved = self.pinned.as_ref().and_then(|pin| pin.saved.as_ref());
+        self.store.bytes() + saved.map_or(0, |(store, _)| store.bytes())
+    }
+
+    /// The tokens of the ephemeral step to feed before `step`, so that the method can make room for it
+    /// ([`Method::catalyst`]).
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn catalyst(&self, step: &Step) -> Result<Option<Arc<[u32]>>, MethodError> {
+        if step.kind == StepKind::Ephemeral {
+            return Ok(None);
+        }
+        self.method.catalyst(self.store.len(), step.tokens.len())
+    }
+
+    /// Tells the method the tokens of its catalyst ([`Method::catalyst_source`]).
+    pub fn set_catalyst(&mut self, ids: &[u32]) {
+        self.method.set_catalyst(ids);
     }
 
     /// The most keys any query has attended to.
@@ -155,22 +201,20 @@ impl Context {
             n_heads: self.shape.n_heads,
             q_len: step.tokens.len(),
             head_dim: self.shape.head_dim,
-            first: step.tokens.start,
+            first: kv.len - step.tokens.len(),
         };
         self.ropes.begin_view();
         let mut call = LayerCall { layer, step, q: queries, kv, ropes: &mut self.ropes, backend };
         let view = self.method.view(&mut call)?;
-        let attended = view.segments.iter().map(|s| attended(s, step.tokens.end - 1)).max().unwrap_or(0);
+        let attended = view.segments.iter().map(|s| attended(s, kv.len - 1)).max().unwrap_or(0);
         self.attended_max = self.attended_max.max(attended);
         let scale = call.ropes.logit_factor() / (self.shape.head_dim as f32).sqrt();
         let queries = Queries { data: view.queries.as_deref().unwrap_or(q), ..queries };
+        let is_ephemeral = step.kind == StepKind::Ephemeral;
         let is_recorded = self.mass.is_some() && step.kind == StepKind::Decode;
-        let mut lse =
-            vec![
-                0.0;
-                if is_recorded || !view.watched.is_empty() { queries.q_len * queries.n_heads } else { 0 }
-            ];
-        let wanted = (!lse.is_empty()).then_some(lse.as_mut_slice());
+        let wants_lse = is_ephemeral || is_recorded || !view.watched.is_empty();
+        let mut lse = vec![0.0; if wants_lse { queries.q_len * queries.n_heads } else { 0 }];
+        let wanted = wants_lse.then_some(lse.as_mut_slice());
         backend.attend(&queries, &kv, &view.segments, scale, out, wanted);
         if !view.watched.is_empty() {
             let watched: Vec<Vec<Segment>> =
@@ -178,22 +222,44 @@ impl Context {
             let mass = backend.key_mass(&queries, &kv, &watched, scale, &lse);
             self.method.watch(&mut call, &mass);
         }
+        if is_ephemeral {
+            let mass = backend.key_mass(&queries, &kv, &view.segments, scale, &lse);
+            let heads = 0..if self.method.wants_losses() { self.shape.n_kv_heads } else { 0 };
+            let slots = self.store.len();
+            let losses: Vec<_> = heads.map(|head| self.slots.losses(layer, head, slots)).collect();
+            let mass = mass_of_slots(&mass, &view.segments, slots);
+            self.distilled.extend(self.method.distil(&Entries {
+                layer,
+                slots,
+                mass: &mass,
+                losses: &losses,
+            }));
+            return Ok(());
+        }
+        let slots = &self.slots;
+        assert!(
+            !slots.is_compacted() || view.segments.len() == self.shape.n_kv_heads,
+            "KV heads that keep different tokens have a list of segments each"
+        );
         let mut mass_by_list = Vec::new();
         if let Some(mass) = self.mass.as_mut().filter(|_| is_recorded) {
             let by_head = backend.key_mass(&queries, &kv, &view.segments, scale, &lse);
             mass_by_list = mass_of_lists(&by_head, view.segments.len());
-            mass.resize(mass.len().max(kv.len), 0.0);
-            for (list, of_list) in view.segments.iter().zip(&mass_by_list) {
-                let tokens = list.iter().flat_map(|s| (0..s.keys.len()).map(|rank| s.keys.token(rank)));
-                tokens.zip(of_list).for_each(|(t, m)| mass[t] += m);
+            mass.resize(mass.len().max(step.tokens.end), 0.0);
+            for (head, (list, of_list)) in view.segments.iter().zip(&mass_by_list).enumerate() {
+                let keys = list.iter().flat_map(|s| (0..s.keys.len()).map(|rank| s.keys.token(rank)));
+                keys.zip(of_list).for_each(|(slot, m)| mass[slots.token(layer, head, slot)] += m);
             }
         }
         if let Some(trace) = &mut self.trace {
+            let tokens = |head| (0..kv.len).map(|slot| slots.token(layer, head, slot) as u32).collect();
+            let lists = 0..if slots.is_compacted() { view.segments.len() } else { 0 };
             trace.push(LayerTrace {
                 layer,
                 tokens: step.tokens.clone(),
                 selections: view.selections,
                 segments: view.segments,
+                slots: lists.map(tokens).collect(),
                 mass: mass_by_list,
             });
         }
@@ -221,43 +287,117 @@ impl Context {
 
     /// Whether a view that nobody attends to need not be made: nothing later, and no trace, would miss it.
     pub fn may_skip_view(&self) -> bool {
-        self.method.is_view_stateless() && self.trace.is_none()
+        let is_ephemeral = self.step.as_ref().is_some_and(|s| s.kind == StepKind::Ephemeral);
+        self.method.is_view_stateless() && self.trace.is_none() && !is_ephemeral && !self.wants_losses()
     }
 
-    /// Ends the step: its tokens are part of the context, and what no later step needs is released.
+    /// Ends the step: its tokens are part of the context, and what no later step needs is released. An ephemeral step is
+    /// forgotten, and the store compacted to what the method has distilled.
     pub fn finish(&mut self) {
-        self.step = None;
+        let step = self.step.take();
+        if step.is_some_and(|s| s.kind == StepKind::Ephemeral) {
+            self.forget();
+            self.compact();
+            return;
+        }
         self.store.commit();
+        self.last_state.clear();
         let len = self.len();
-        let needed = self.pinned.map_or(len, |p| p.min(len));
+        let needed = self.pinned.as_ref().map_or(len, |p| p.tokens.min(len));
         if let Some(range) = self.method.release(needed) {
             self.store.release(range, needed);
         }
     }
 
+    /// Whether the method wants to know the loss of every token read ([`Method::wants_losses`]).
+    pub fn wants_losses(&self) -> bool {
+        self.method.wants_losses()
+    }
+
+    /// The state given to [`Context::note_losses`] for the last token read, from which the loss of the next one follows;
+    /// empty where it is not known: before the first token, and after a roll-back to a point that was not pinned.
+    pub fn last_state(&self) -> &[f32] {
+        &self.last_state
+    }
+
+    /// Takes note of the losses of the last tokens read, and of the model's last hidden state of the last of them. Tokens
+    /// before them whose losses were never told are taken for unpredicted.
+    pub fn note_losses(&mut self, losses: &[f32], last_state: &[f32]) {
+        self.slots.note(self.store.len() - losses.len(), losses);
+        self.last_state = last_state.to_vec();
+    }
+
     /// Drops what an unfinished step has appended, so that the context stands where it stood before.
     pub fn abort(&mut self) {
         if self.step.take().is_some() {
-            let len = self.len();
-            self.store.truncate(len).expect("the committed length is never below the floor");
-            self.method.truncate(len);
+            self.distilled.clear();
+            self.forget();
         }
+    }
+
+    /// Drops what was appended after the last token read.
+    fn forget(&mut self) {
+        self.store.truncate(self.store.len()).expect("the committed length is never below the floor");
+        self.method.truncate(self.len());
+    }
+
+    /// Keeps of the store what was distilled, if anything was.
+    fn compact(&mut self) {
+        let kept = std::mem::take(&mut self.distilled);
+        if kept.is_empty() {
+            return;
+        }
+        if let Some(pin) = self.pinned.as_mut().filter(|p| p.saved.is_none()) {
+            let slots =
+                self.slots.slots(pin.tokens).expect("what was pinned is saved before it is compacted");
+            let mut saved = (self.store.copy(slots), self.slots.clone());
+            saved.1.truncate(saved.0.len());
+            pin.saved = Some(saved);
+        }
+        self.slots.compact(&kept, self.store.len());
+        self.store.compact(&kept);
     }
 
     /// Rolls back to the first `n` tokens.
     ///
     /// # Errors
-    /// When the method has released tokens needed to go on from there; [`Context::pin`] prevents that.
+    /// When the method has released or compacted tokens needed to go on from there; [`Context::pin`] prevents that.
     pub fn truncate(&mut self, n: usize) -> Result<(), TruncateError> {
-        self.store.truncate(n)?;
+        if n < self.len() {
+            self.roll_back(n)?;
+        }
         self.method.truncate(n);
         self.ropes.truncate(n);
         Ok(())
     }
 
+    /// Rolls the store and what is known of its slots back to the first `n` tokens.
+    fn roll_back(&mut self, n: usize) -> Result<(), TruncateError> {
+        let slots = match self.slots.slots(n) {
+            Some(slots) => slots,
+            None => {
+                let saved = self.pinned.as_mut().and_then(|pin| {
+                    let (_, slots) = pin.saved.as_ref().filter(|_| n <= pin.tokens)?;
+                    Some((slots.slots(n)?, pin.saved.take()?))
+                });
+                let floor = self.slots.read();
+                let (slots, saved) = saved.ok_or(TruncateError { to: n, floor })?;
+                (self.store, self.slots) = saved;
+                slots
+            }
+        };
+        self.store.truncate(slots)?;
+        self.slots.truncate(slots);
+        self.last_state.clear();
+        if let Some(pin) = self.pinned.as_ref().filter(|p| p.tokens == n) {
+            self.last_state.clone_from(&pin.last_state);
+        }
+        Ok(())
+    }
+
     /// Keeps whatever is needed to roll back to the current length; `unpin` ends it.
     pub fn pin(&mut self) {
-        self.pinned = Some(self.len());
+        self.pinned = Some(Pin { tokens: self.len(), last_state: self.last_state.clone(), saved: None });
     }
 
     /// Ends [`Context::pin`].
@@ -287,7 +427,19 @@ fn mass_of_lists(by_head: &[Vec<f32>], lists: usize) -> Vec<Vec<f32>> {
     by_head.chunks(by_head.len() / lists).map(sum).collect()
 }
 
-/// Keys of a list of segments that the query of token index `query` sees.
+/// The attention that slots below `slots` get from each query head, of what the keys of its list of segments get.
+fn mass_of_slots(by_head: &[Vec<f32>], views: &[Vec<Segment>], slots: usize) -> Vec<Vec<f32>> {
+    let of_head = |(head, mass): (usize, &Vec<f32>)| {
+        let mut by_slot = vec![0.0; slots];
+        let list = &views[head * views.len() / by_head.len()];
+        let keys = list.iter().flat_map(|s| (0..s.keys.len()).map(|rank| s.keys.token(rank)));
+        keys.zip(mass).filter(|(slot, _)| *slot < slots).for_each(|(slot, m)| by_slot[slot] += m);
+        by_slot
+    };
+    by_head.iter().enumerate().map(of_head).collect()
+}
+
+/// Keys of a list of segments that the query in slot `query` sees.
 fn attended(segments: &[Segment], query: usize) -> usize {
     segments
         .iter()

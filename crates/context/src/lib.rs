@@ -15,6 +15,7 @@ pub mod rope;
 mod select;
 mod settings;
 mod shape;
+mod slots;
 mod source;
 mod store;
 

@@ -2,6 +2,7 @@
 
 use crate::draws::Draws;
 use crate::session::{Session, SessionError};
+use reattention::methods::{Step, StepKind};
 use std::f64::consts::TAU;
 use std::ops::Range;
 
@@ -17,13 +18,17 @@ impl Session {
     /// method sees the tokens in the steps of its own schedule, as if they were read, but is asked for no view.
     ///
     /// # Errors
-    /// When `ids` holds unknown tokens, or nothing was read that could be imitated.
+    /// When `ids` holds unknown tokens, nothing was read that could be imitated, or the method would distil its cache.
     pub fn fill(&mut self, ids: &[u32], seed: u64) -> Result<(), SessionError> {
         self.check(ids)?;
         self.feed_pending()?;
         let start = self.ids.len();
         if start == 0 || self.context.kept() < start {
             return Err(SessionError::NothingToImitate);
+        }
+        let whole = Step { tokens: start..start + ids.len(), kind: StepKind::Prefill };
+        if !matches!(self.context.catalyst(&whole), Ok(None)) {
+            return Err(SessionError::CannotFill(self.method().spec().name));
         }
         let imitated = start.saturating_sub(IMITATED)..start;
         let models: Vec<_> = (0..self.model.shape().n_layers)

@@ -39,7 +39,7 @@ mod session;
 
 pub use evidence::Evidence;
 pub use memory::{MemoryPlan, OutOfMemory, available, human, peak_rss, reset_peak_rss};
-pub use package::{Engine, Package};
+pub use package::{Engine, Package, give_catalyst};
 pub use progress::{Cancel, Progress};
 pub use prompt::{Prompt, PromptError, Source};
 pub use sampler::{Sampler, Sampling, SamplingError, argmax};

@@ -2,7 +2,7 @@
 
 use reattention::methods::Method;
 use reattention::{KvDtype, ModelShape, Store};
-use reattention_model::{Config, Scratch};
+use reattention_model::{Config, Scratch, loss_bytes};
 use serde::Serialize;
 
 /// Memory a session takes, in bytes, part by part.
@@ -56,7 +56,8 @@ impl MemoryPlan {
         let step = method.largest_step().min(tokens.max(1));
         let scratch =
             Scratch::planned_bytes(config, step) + packed_bytes(&shape, step) + 2 * 4 * config.vocab_size;
-        let scratch = scratch.saturating_add(method.step_bytes(step));
+        let losses = if method.wants_losses() { loss_bytes(config) } else { 0 };
+        let scratch = scratch.saturating_add(method.step_bytes(step)).saturating_add(losses);
         let extra = method.extra_bytes(tokens);
         let kv_bytes = Store::planned_bytes(&shape, kv, method.kept(tokens));
         let bookkeeping = tokens.saturating_mul(PER_TOKEN);

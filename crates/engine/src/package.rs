@@ -3,7 +3,7 @@
 use crate::memory::MemoryPlan;
 use crate::prompt::{Prompt, PromptError, Source};
 use crate::session::Session;
-use reattention::methods::Method;
+use reattention::methods::{Catalyst, Method};
 use reattention::rope::RopeConfig;
 use reattention::{KvDtype, ModelShape};
 use reattention_kernels::Backend;
@@ -116,6 +116,22 @@ impl Package {
     }
 }
 
+/// Puts the text of a method's catalyst, if it has one, into tokens: as a question of the model's own form.
+///
+/// # Errors
+/// When template or tokenizer fails.
+pub fn give_catalyst(
+    method: &mut dyn Method,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+) -> Result<(), PromptError> {
+    if let Some(Catalyst::Text(text)) = method.catalyst_source() {
+        let ids = Prompt::question(text, tokenizer, template)?.ids;
+        method.set_catalyst(&ids);
+    }
+    Ok(())
+}
+
 /// A loaded model with its tokenizer and template, on a backend. Sessions are made from it.
 #[derive(Debug)]
 pub struct Engine {
@@ -159,7 +175,9 @@ impl Engine {
     }
 
     /// A new session under a method. `rope` replaces the model's own frequencies.
-    pub fn session(&self, method: Box<dyn Method>, rope: Option<RopeConfig>, kv: KvDtype) -> Session {
+    pub fn session(&self, mut method: Box<dyn Method>, rope: Option<RopeConfig>, kv: KvDtype) -> Session {
+        // A method whose catalyst cannot be put into tokens says so as soon as it needs it.
+        let _ = give_catalyst(method.as_mut(), &self.tokenizer, self.template.as_ref());
         Session::new(Arc::clone(&self.model), method, rope, kv, Arc::clone(&self.backend))
     }
 

@@ -4,7 +4,7 @@ use crate::evidence::{Evidence, passages};
 use crate::progress::{Cancel, Meter, Progress};
 use crate::prompt::Prompt;
 use crate::sampler::{Sampler, Sampling};
-use reattention::methods::{Method, Step, StepKind};
+use reattention::methods::{Catalyst, Method, Step, StepKind};
 use reattention::rope::RopeConfig;
 use reattention::{Context, KvDtype, LayerTrace, MethodError, Origin, SourceMap, TruncateError};
 use reattention_kernels::Backend;
@@ -55,6 +55,11 @@ pub enum SessionError {
         "a made-up cache imitates tokens that were read, and this session has read none or released some; fill a session that has just read a few hundred"
     )]
     NothingToImitate,
+    /// A made-up cache would have to be distilled, which takes a model that reads ([`Session::fill`]).
+    #[error(
+        "method `{0}` distils what it has read as it goes, so there is no deeper cache to make up; read instead"
+    )]
+    CannotFill(&'static str),
     /// The method refused.
     #[error(transparent)]
     Method(#[from] MethodError),
@@ -224,6 +229,12 @@ impl Session {
         for (name, text) in &prompt.sources {
             self.sources.add_source(name.clone());
             self.texts.push(text.clone());
+        }
+        let is_asked = self.context.method().catalyst_source() == Some(Catalyst::Question);
+        let question =
+            prompt.question.and_then(|q| prompt.ids.get(q..)).filter(|q| is_asked && !q.is_empty());
+        if let Some(question) = question {
+            self.context.set_catalyst(question);
         }
         let (base, total) = (self.ids.len(), prompt.ids.len());
         let steps = self.context.schedule(base..base + total, prompt.question.map(|q| base + q));

@@ -2,7 +2,7 @@
 
 use crate::weights::{LayerWeights, Weights};
 use crate::{Config, Linear};
-use reattention::methods::Step;
+use reattention::methods::{Step, StepKind};
 use reattention::{Context, MethodError, ModelShape};
 use reattention_kernels::Backend;
 use reattention_kernels::profile::Part;
@@ -59,6 +59,11 @@ impl Scratch {
     }
 }
 
+/// Bytes that losses are worked out in, where they are wanted.
+pub fn loss_bytes(config: &Config) -> usize {
+    4 * LOSS_ROWS * config.vocab_size
+}
+
 /// Sees the hidden states `[q_len, hidden]`: index 0 is the embedding, index `i` the output of block `i - 1`, and index
 /// `n_layers + 1` the result of the final norm.
 pub type Observer<'a> = &'a mut (dyn FnMut(usize, &[f32]) + Send);
@@ -87,7 +92,8 @@ impl Model {
     /// Feeds `tokens` as the step `step` of `context` and returns the logits wanted, `[wanted, vocab_size]` (or losses).
     ///
     /// # Errors
-    /// When the method refuses the step; the context then stands as before. Token ids must be below the vocabulary size.
+    /// When the method refuses the step; the context then holds the tokens it held before. Token ids must be below the
+    /// vocabulary size.
     pub fn forward(
         &self,
         tokens: &[u32],
@@ -101,12 +107,36 @@ impl Model {
         let backend = Arc::clone(context.backend());
         let mut logits = Ok(Vec::new());
         backend.install(&mut || {
-            logits = self.pass(tokens, step, context, scratch, want, backend.as_ref(), observe.take());
+            logits = self.make_room(step, context, scratch, backend.as_ref()).and_then(|()| {
+                self.pass(tokens, step, context, scratch, want, backend.as_ref(), observe.take())
+            });
         });
         if logits.is_err() {
             context.abort();
         }
         logits
+    }
+
+    /// Feeds what a method that keeps a bounded store wants to see before a step that would not fit in it.
+    fn make_room(
+        &self,
+        step: &Step,
+        context: &mut Context,
+        scratch: &mut Scratch,
+        backend: &dyn Backend,
+    ) -> Result<(), MethodError> {
+        let Some(ids) = context.catalyst(step)? else { return Ok(()) };
+        let vocab_size = self.config.vocab_size;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+            return Err(MethodError::Unsuited {
+                method: context.method().spec().name,
+                reason: format!("its catalyst's token {id} is not below the vocabulary of {vocab_size}"),
+            });
+        }
+        let tokens = context.len()..context.len() + ids.len();
+        let ephemeral = Step { tokens, kind: StepKind::Ephemeral };
+        self.pass(&ids, &ephemeral, context, scratch, &Logits::None, backend, None)?;
+        Ok(())
     }
 
     fn pass(
@@ -140,7 +170,16 @@ impl Model {
             self.mlp(layer, n, scratch, backend);
         }
         backend.mark(Part::Other);
+        let wants_losses = context.wants_losses() && step.kind != StepKind::Ephemeral;
+        let before = if wants_losses { context.last_state().to_vec() } else { Vec::new() };
         context.finish();
+        if wants_losses {
+            let Scratch { hidden: states, normed, .. } = &mut *scratch;
+            // The first token was predicted from the state before it, if there is one.
+            let mut losses = self.losses(&tokens[..before.len() / hidden], &before, normed, backend);
+            losses.extend(self.losses(&tokens[1..], states, normed, backend));
+            context.note_losses(&losses, &states[(n - 1) * hidden..]);
+        }
         if let Some(observe) = observe {
             observe(self.shape.n_layers, &scratch.hidden);
             backend.rms_norm(&scratch.hidden, &self.weights.norm, self.config.rms_eps, &mut scratch.normed);
@@ -151,7 +190,9 @@ impl Model {
             Logits::Last => vec![n - 1],
             Logits::All => (0..n).collect(),
             Logits::At(offsets) => offsets.clone(),
-            Logits::Loss(targets) => return Ok(self.losses(targets, scratch, backend)),
+            Logits::Loss(targets) => {
+                return Ok(self.losses(targets, &scratch.hidden, &mut scratch.normed, backend));
+            }
         };
         let wanted: Vec<f32> =
             rows.iter().flat_map(|&r| scratch.hidden[r * hidden..(r + 1) * hidden].iter().copied()).collect();
@@ -166,15 +207,15 @@ impl Model {
         Ok(logits)
     }
 
-    /// Losses of `targets` after the first hidden states of a step, a few rows at a time: the logits of a whole step with
-    /// a large vocabulary would outweigh everything else.
-    fn losses(&self, targets: &[u32], s: &mut Scratch, backend: &dyn Backend) -> Vec<f32> {
+    /// Losses of `targets` after the first of the hidden states `states`, a few rows at a time: the logits of a whole step
+    /// with a large vocabulary would outweigh everything else. `normed` is memory to work in, for as many rows.
+    fn losses(&self, targets: &[u32], states: &[f32], normed: &mut [f32], backend: &dyn Backend) -> Vec<f32> {
         let (hidden, vocab) = (self.config.hidden, self.weights.lm_head.rows());
         let mut logits = vec![0.0; LOSS_ROWS.min(targets.len()) * vocab];
         let mut losses = Vec::with_capacity(targets.len());
         for (block, targets) in targets.chunks(LOSS_ROWS).enumerate() {
-            let states = &s.hidden[block * LOSS_ROWS * hidden..][..targets.len() * hidden];
-            let normed = &mut s.normed[..states.len()];
+            let states = &states[block * LOSS_ROWS * hidden..][..targets.len() * hidden];
+            let normed = &mut normed[..states.len()];
             backend.rms_norm(states, &self.weights.norm, self.config.rms_eps, normed);
             let logits = &mut logits[..targets.len() * vocab];
             backend.mark(Part::Head);

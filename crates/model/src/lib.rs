@@ -21,7 +21,7 @@ mod weights;
 
 pub use checkpoint::{Bundle, Checkpoint, load};
 pub use config::Config;
-pub use decoder::{Logits, Model, Observer, Scratch};
+pub use decoder::{Logits, Model, Observer, Scratch, loss_bytes};
 pub use error::ModelError;
 pub use family::{Family, TensorNames};
 pub use linear::{Linear, Weight};

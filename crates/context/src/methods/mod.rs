@@ -1,7 +1,7 @@
 //! Methods: rules on which cached tokens a query sees, where they stand, what is kept and how a prompt is fed.
 //!
 //! One method is one file and answers the four questions of the design through the [`Method`] trait:
-//! (a) and (b) in [`Method::view`], (c) in [`Method::release`], (d) in [`Method::schedule`].
+//! (a) and (b) in [`Method::view`], (c) in [`Method::release`] or [`Method::distil`], (d) in [`Method::schedule`].
 
 mod dca;
 mod full;
@@ -41,6 +41,8 @@ pub enum StepKind {
     Question,
     /// One token whose logits are wanted: the prompt's last, or a generated one.
     Decode,
+    /// Tokens of no text, forgotten when the step ends: they are there to see what they attend to ([`Method::distil`]).
+    Ephemeral,
 }
 
 /// Consecutive tokens fed through the model at once.
@@ -102,6 +104,29 @@ impl View {
     }
 }
 
+/// What one layer has cached, with what is known of it when an ephemeral step asks what should stay.
+#[derive(Debug)]
+pub struct Entries<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// Slots filled; the ephemeral tokens are none of them.
+    pub slots: usize,
+    /// Attention that each slot got from the ephemeral tokens, added up over them: `[n_heads][slots]`.
+    pub mass: &'a [Vec<f32>],
+    /// Loss of each slot's token when it was read (minus the natural logarithm of its probability), by KV head:
+    /// `[n_kv_heads][slots]`. Minus infinity where nothing predicted the token; empty unless [`Method::wants_losses`].
+    pub losses: &'a [Vec<f32>],
+}
+
+/// Where the tokens of a method's ephemeral steps come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Catalyst<'a> {
+    /// They are this text, asked as a question is.
+    Text(&'a str),
+    /// They are the question of the prompt.
+    Question,
+}
+
 /// A choice of cached tokens, as token indices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
@@ -161,10 +186,40 @@ pub trait Method: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// (c) The tokens of the [`StepKind::Ephemeral`] step to feed before a step of `n` tokens is appended to `slots` slots,
+    /// if that would be more than the method keeps: [`Method::distil`] then makes room.
+    ///
+    /// # Errors
+    /// When there is no way to make enough room, or the tokens are not known.
+    fn catalyst(&self, _slots: usize, _n: usize) -> Result<Option<Arc<[u32]>>, MethodError> {
+        Ok(None)
+    }
+
+    /// (c) The slots that each KV head of a layer keeps after an ephemeral step, `[n_kv_heads]` lists, ascending and all of
+    /// the same length in all layers; `None` keeps everything. What is kept moves to the front: from then on slots are no
+    /// longer tokens, and views are by slot, one list of segments a KV head.
+    fn distil(&mut self, _entries: &Entries) -> Option<Vec<Vec<u32>>> {
+        None
+    }
+
+    /// Whether [`Method::distil`] wants to know how well tokens were predicted. Costs the logits of every token read.
+    fn wants_losses(&self) -> bool {
+        false
+    }
+
+    /// Where the tokens that [`Method::catalyst`] gives come from, if somebody has to turn text into tokens and tell them
+    /// by [`Method::set_catalyst`].
+    fn catalyst_source(&self) -> Option<Catalyst<'_>> {
+        None
+    }
+
+    /// Told the token ids of its catalyst.
+    fn set_catalyst(&mut self, _ids: &[u32]) {}
+
     /// Forgets what it knows of tokens from `n` on.
     fn truncate(&mut self, _n: usize) {}
 
-    /// Tokens whose keys and values stay in memory out of `n`, for planning.
+    /// Tokens whose keys and values stay in memory out of `n`, for planning: those of a pinned state included.
     fn kept(&self, n: usize) -> usize {
         n
     }

@@ -67,7 +67,9 @@ impl Reach {
     fn is_exact(&self, kind: StepKind, keys: usize) -> bool {
         match kind {
             StepKind::Prefill => keys <= self.exact_below,
-            StepKind::Question | StepKind::Decode => keys <= self.exact_below.saturating_mul(2),
+            StepKind::Question | StepKind::Decode | StepKind::Ephemeral => {
+                keys <= self.exact_below.saturating_mul(2)
+            }
         }
     }
 
@@ -75,7 +77,7 @@ impl Reach {
     fn probes(&self, kind: StepKind) -> usize {
         match kind {
             StepKind::Prefill => self.prefill_probes,
-            StepKind::Question | StepKind::Decode => self.probes,
+            StepKind::Question | StepKind::Decode | StepKind::Ephemeral => self.probes,
         }
     }
 }

@@ -9,8 +9,10 @@ use super::profile::Phases;
 use crate::common::{method_json, print, print_json};
 use crate::failure::{Blame, Failure};
 use crate::progress::Bar;
-use reattention::methods::{Step, StepKind, build};
-use reattention_engine::{MemoryPlan, Progress, Session, SessionError, argmax, human, peak_rss};
+use reattention::methods::{Catalyst, Step, StepKind, build};
+use reattention_engine::{
+    MemoryPlan, Progress, Session, SessionError, argmax, give_catalyst, human, peak_rss,
+};
 use reattention_kernels::Backend;
 use reattention_kernels::profile::{Profile, Profiler};
 use reattention_model::Logits;
@@ -59,7 +61,11 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let (mut rows, mut parts, mut tables) = (Vec::new(), Vec::new(), Vec::new());
     let mut bar = Bar::new(args.output.quiet);
     for ((name, settings), plans) in arms.iter().zip(plans.chunks(lengths.len().max(1))) {
-        let method = build(name, settings, &shape).input()?;
+        let mut method = build(name, settings, &shape).input()?;
+        if matches!(method.catalyst_source(), Some(Catalyst::Text(_))) {
+            let (tokenizer, template) = (package.tokenizer().input()?, package.template().input()?);
+            give_catalyst(method.as_mut(), &tokenizer, template.as_ref()).input()?;
+        }
         let session =
             Session::new(Arc::clone(&model), method, rope.clone(), args.model.kv, Arc::clone(&backend));
         let mut reading = Reading::new(session, &ids, profiler.as_deref());

@@ -60,6 +60,8 @@ struct ListLook {
     /// Voted centres and their votes.
     centres: Vec<(u32, u32)>,
     segments: Vec<Segment>,
+    /// The tokens of the slots the segments speak of, where they are not the slots' indices.
+    slots: Option<Vec<u32>>,
     /// Attention to each key of the segments; empty but for decode steps.
     mass: Vec<f32>,
 }
@@ -146,7 +148,7 @@ impl Given {
 
 impl Look {
     fn of(trace: LayerTrace) -> Self {
-        let LayerTrace { layer, tokens, selections, segments, mut mass } = trace;
+        let LayerTrace { layer, tokens, selections, segments, slots, mut mass } = trace;
         mass.resize(segments.len(), Vec::new());
         let centres = |list: usize| {
             let Some(s) = selections.get(list) else { return Vec::new() };
@@ -158,7 +160,11 @@ impl Look {
             .into_iter()
             .zip(mass)
             .zip(centres)
-            .map(|((segments, mass), centres)| ListLook { centres, segments, mass })
+            .enumerate()
+            .map(|(list, ((segments, mass), centres))| {
+                let slots = slots.get(list).cloned();
+                ListLook { centres, segments, slots, mass }
+            })
             .collect();
         Self { layer, token: tokens.end - 1, lists }
     }
@@ -214,7 +220,8 @@ impl Held {
             }
             let keys = list.segments.iter().flat_map(|s| (0..s.keys.len()).map(move |rank| (s, rank)));
             for ((segment, rank), &mass) in keys.zip(&list.mass) {
-                let token = segment.keys.token(rank);
+                let slot = segment.keys.token(rank);
+                let token = list.slots.as_ref().map_or(slot, |slots| slots[slot] as usize);
                 add(&mut self.mass, token, f64::from(mass));
                 if matches!(segment.keys, KeySet::Gathered(_)) {
                     add(&mut self.selected, token, f64::from(mass));
