@@ -30,6 +30,13 @@ fn small(method: &str) -> Vec<Settings> {
             .map(|extra| parse(&[&base[..], extra].concat()))
             .collect()
         }
+        "infinipot" => {
+            let base = ["pot=32", "keep=16", "global=2", "chunk=8", "catalyst=ids:7,8,9"];
+            [&[][..], &["alpha=0"], &["heads=max", "local=4"], &["alpha=1"]]
+                .iter()
+                .map(|extra| parse(&[&base[..], extra].concat()))
+                .collect()
+        }
         "streaming-llm" | "lm-infinite" => vec![parse(&["global=2", "local=16", "chunk=8"])],
         "string" => vec![parse(&["shift=24", "small_local=4", "chunk=8"])],
         "self-extend" => {
@@ -259,7 +266,8 @@ fn below_its_scope_a_method_is_full_attention() {
     for backend in backends() {
         let full = logits(&model, "full", &small("full")[0], &ids(16, 2), &backend);
         // All but string, whose temperature holds at every length.
-        let methods = ["reattention", "streaming-llm", "lm-infinite", "self-extend", "dca", "mesa"];
+        let methods =
+            ["reattention", "streaming-llm", "lm-infinite", "self-extend", "dca", "mesa", "infinipot"];
         for method in methods {
             for settings in small(method) {
                 assert!(
@@ -279,7 +287,9 @@ fn below_its_scope_a_method_is_full_attention() {
 fn the_cut_of_the_prompt_does_not_matter_where_it_should_not() {
     let model = model("qwen3", &[]);
     let [_, backend] = backends();
-    for method in ["full", "streaming-llm", "lm-infinite", "string", "self-extend", "dca", "mesa"] {
+    for method in
+        ["full", "streaming-llm", "lm-infinite", "string", "self-extend", "dca", "mesa", "infinipot"]
+    {
         let with_chunk = |n: usize| {
             logits(&model, method, &small(method)[0].clone().set("chunk", n), &ids(100, 4), &backend)
         };
@@ -344,7 +354,9 @@ fn streaming_equals_a_cache_that_evicts() {
 #[test]
 fn a_model_with_sliding_layers_is_refused_by_methods_that_cannot_serve_it() {
     let model = model("mistral", &[("sliding_window", 24.into())]);
-    for method in ["reattention", "streaming-llm", "lm-infinite", "string", "self-extend", "dca", "mesa"] {
+    for method in
+        ["reattention", "streaming-llm", "lm-infinite", "string", "self-extend", "dca", "mesa", "infinipot"]
+    {
         let error = build(method, &Settings::new(), model.shape()).unwrap_err();
         assert!(
             matches!(&error, MethodError::Unsuited { .. }) && error.to_string().contains("24"),

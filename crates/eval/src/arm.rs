@@ -64,7 +64,7 @@ pub enum EvalError {
     Text(#[from] crate::text::TextError),
     /// Several questions are asked of a text read once, and the method would read it anew with each.
     #[error(
-        "arm `{arm}` reads text and question as one, so questions cannot be asked of a text read once; set question_alone=true and reference=off"
+        "arm `{arm}` reads text and question as one, so questions cannot be asked of a text read once; set question_alone=true and reference=off (reattention), or a catalyst other than question (infinipot)"
     )]
     Whole {
         /// The arm.

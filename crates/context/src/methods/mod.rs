@@ -5,6 +5,7 @@
 
 mod dca;
 mod full;
+mod infinipot;
 mod lm_infinite;
 mod mesa;
 mod ms_poe;
@@ -17,6 +18,7 @@ mod vote;
 
 pub use dca::Dca;
 pub use full::Full;
+pub use infinipot::InfiniPot;
 pub use lm_infinite::LmInfinite;
 pub use mesa::Mesa;
 pub use ms_poe::MsPoe;
@@ -263,6 +265,7 @@ const REGISTRY: &[(&MethodSpec, Build)] = &[
     (&dca::SPEC, |s, m| Ok(Box::new(Dca::new(s, m)?))),
     (&mesa::SPEC, |s, m| Ok(Box::new(Mesa::new(s, m)?))),
     (&ms_poe::SPEC, |s, m| Ok(Box::new(MsPoe::new(s, m)?))),
+    (&infinipot::SPEC, |s, m| Ok(Box::new(InfiniPot::new(s, m)?))),
 ];
 
 /// The specifications of all methods.

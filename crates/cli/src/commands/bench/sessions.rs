@@ -300,8 +300,8 @@ mod tests {
         engine.session(method, None, KvDtype::Bf16)
     }
 
-    /// Lengths on and off the chunk, within full attention and beyond it, under methods that keep all, that release, and
-    /// that feed differently by length.
+    /// Lengths on and off the chunk, within full attention and beyond it, under methods that keep all, that release, that distil,
+    /// and that feed differently by length.
     #[test]
     fn every_length_gives_what_it_gives_alone() {
         let package = Package::built_in().unwrap();
@@ -309,12 +309,13 @@ mod tests {
         let engine = package.engine(Arc::new(package.tokenizer().unwrap()), backend).unwrap();
         let lengths = [100, 1024, 1100, 2500, 2500 + 64];
         let ids = random_ids(2564, package.config().vocab_size, 3);
-        let arms: [(&str, &[&str]); 5] = [
+        let arms: [(&str, &[&str]); 6] = [
             ("reattention", &[]),
             ("reattention", &["prefill=window"]),
             ("reattention", &["reference=published", "local=256", "chunk=64"]),
             ("streaming-llm", &[]),
             ("full", &["reference=true"]),
+            ("infinipot", &[]),
         ];
         for (name, settings) in arms {
             let mut reading = Reading::new(session(&engine, name, settings), &ids, None);
