@@ -6,6 +6,7 @@ mod compare;
 mod methods;
 mod probe;
 mod run;
+pub mod scorers;
 
 pub use case::Case;
 pub use run::{Outcome, run};

@@ -3,11 +3,12 @@
 //! `cargo run --release -p conformance -- DIR [--only PREFIX,...] [--backend NAME,...] [--json]`
 //!
 //! A golden folder holds `models/NAME/{config.json, model.safetensors}` and, for each case, `cases/CASE.json` (the
-//! manifest: method, model, parameters, sequence) and `cases/CASE.safetensors` (inputs and expected outputs).
+//! manifest: method, model, parameters, sequence) and `cases/CASE.safetensors` (inputs and expected outputs). A folder with
+//! a `summary.json` instead holds scored predictions, `SUITE/TASK.jsonl`, and `--only` takes prefixes of these names.
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
-use conformance::{Case, Outcome, run};
+use conformance::{Case, Outcome, run, scorers};
 use reattention_kernels::{Backend, Cpu, Reference};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 /// Compare with the outputs of published implementations.
 #[derive(Parser)]
 struct Args {
-    /// Folder with `cases/` and `models/`.
+    /// Folder with `cases/` and `models/`, or with `summary.json` and a folder for each suite.
     dir: PathBuf,
     /// Only cases whose name starts with one of these.
     #[arg(long, value_delimiter = ',')]
@@ -41,15 +42,12 @@ fn main() -> ExitCode {
 }
 
 fn check(args: &Args) -> anyhow::Result<bool> {
-    let backends = args.backend.iter().map(|n| backend(n)).collect::<anyhow::Result<Vec<_>>>()?;
-    let names = Case::names(&args.dir)?;
-    let wanted = |n: &&String| args.only.is_empty() || args.only.iter().any(|p| n.starts_with(p.as_str()));
-    let names: Vec<&String> = names.iter().filter(wanted).collect();
-    if names.is_empty() {
-        bail!("no case in {} starts with {}", args.dir.display(), args.only.join(", "));
+    if scorers::is_scorers(&args.dir) {
+        return check_scorers(args);
     }
+    let backends = args.backend.iter().map(|n| backend(n)).collect::<anyhow::Result<Vec<_>>>()?;
     let (mut counts, mut rows) = ([0; 3], Vec::new());
-    for name in names {
+    for name in &wanted(args, Case::names(&args.dir)?)? {
         let outcomes: Vec<(String, Outcome)> =
             backends.iter().map(|b| (b.name(), run(&args.dir, name, b))).collect();
         let worst = outcomes.iter().map(|o| o.1.rank()).max().context("at least one backend is needed")?;
@@ -63,9 +61,45 @@ fn check(args: &Args) -> anyhow::Result<bool> {
         }
     }
     let [passed, skipped, failed] = counts;
+    report(args, [passed, failed, skipped], "cases", &rows)
+}
+
+/// Scores published predictions; counts rows, and as failed also averages.
+fn check_scorers(args: &Args) -> anyhow::Result<bool> {
+    let (mut counts, mut tasks) = ([0; 3], Vec::new());
+    for name in &wanted(args, scorers::names(&args.dir)?)? {
+        let outcome = scorers::run(&args.dir, name)?;
+        counts[0] += outcome.passed;
+        counts[1] += outcome.failures.len();
+        counts[2] += outcome.skipped;
+        if args.json {
+            tasks.push(outcome.json());
+        } else {
+            println!("{}", outcome.text());
+        }
+    }
+    report(args, counts, "tasks", &tasks)
+}
+
+/// The names that `--only` asks for.
+fn wanted(args: &Args, mut names: Vec<String>) -> anyhow::Result<Vec<String>> {
+    names.retain(|n| args.only.is_empty() || args.only.iter().any(|p| n.starts_with(p.as_str())));
+    if names.is_empty() {
+        bail!("nothing in {} starts with {}", args.dir.display(), args.only.join(", "));
+    }
+    Ok(names)
+}
+
+/// Prints the counts, as JSON with everything. True if nothing failed.
+fn report(
+    args: &Args,
+    [passed, failed, skipped]: [usize; 3],
+    what: &str,
+    rows: &[serde_json::Value],
+) -> anyhow::Result<bool> {
     if args.json {
         let report =
-            serde_json::json!({ "passed": passed, "failed": failed, "skipped": skipped, "cases": rows });
+            serde_json::json!({ "passed": passed, "failed": failed, "skipped": skipped, what: rows });
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{passed} passed, {failed} failed, {skipped} skipped");
