@@ -6,3 +6,4 @@ pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod methods;
+pub(crate) mod score;
