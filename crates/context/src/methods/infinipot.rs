@@ -256,8 +256,8 @@ impl Method for InfiniPot {
             band: Band::CAUSAL,
             key_position: Position::Index { offset: 0 },
             query_position: Position::Index { offset: 0 },
-            key_rope: call.ropes.for_positions(call.kv.len),
-            query_rope: call.ropes.for_positions(call.kv.len),
+            key_rope: call.ropes.for_positions(call.kv.len)?,
+            query_rope: call.ropes.for_positions(call.kv.len)?,
         };
         // The same slots for all KV heads, but not the same tokens.
         Ok(View::new(vec![vec![segment]; self.shape.n_kv_heads]))
