@@ -111,4 +111,15 @@ impl Backend for Probe {
     ) {
         self.inner.attend(q, kv, views, scale, out, lse);
     }
+
+    fn key_mass(
+        &self,
+        q: &Queries,
+        kv: &KvView,
+        views: &[Vec<Segment>],
+        scale: f32,
+        lse: &[f32],
+    ) -> Vec<Vec<f32>> {
+        self.inner.key_mass(q, kv, views, scale, lse)
+    }
 }

@@ -93,6 +93,17 @@ pub fn run(cpu: &Cpu, rounds: usize, only: &str, mut done: impl FnMut(&Record)) 
         Shape { q_len: 1, n_heads: 32, n_kv_heads: 8, head_dim: 128, keys: 8192 },
         0.6,
     );
+    // No more than the logits of attention, so the share of the limit should be the same.
+    bench.attend(
+        "key_mass.bf16.prefill",
+        Shape { q_len: 512, n_heads: 14, n_kv_heads: 2, head_dim: 64, keys: 4096 },
+        0.5,
+    );
+    bench.attend(
+        "key_mass.bf16.prefill",
+        Shape { q_len: 512, n_heads: 32, n_kv_heads: 8, head_dim: 128, keys: 4096 },
+        0.5,
+    );
     bench.records
 }
 
@@ -161,7 +172,8 @@ impl Bench<'_> {
         self.measure(name, bound, goal, |_| drop(cpu.top_k(&q, &kv, &request)));
     }
 
-    /// Spans of 32 keys spread over a store, all visible. Every call takes other spans, so none finds them in cache.
+    /// Attention, or what the keys got of it, over spans of 32 keys spread over a store, all visible. Every call takes other
+    /// spans, so none finds them in cache.
     fn attend(&mut self, name: &str, shape: Shape, goal: f64) {
         let Shape { q_len, n_heads, n_kv_heads, head_dim, keys } = shape;
         let name = format!("{name}.{q_len}x{n_heads}x{head_dim}.{n_kv_heads}x{keys}");
@@ -190,14 +202,18 @@ impl Bench<'_> {
                 }]]
             })
             .collect();
+        let products = (q_len * n_heads * head_dim) as f64 * keys as f64;
+        let (mut out, lse) = (vec![0.0; data.len()], vec![0.0; q_len * n_heads]);
+        let (scale, cpu) = (1.0 / (head_dim as f32).sqrt(), self.cpu);
+        if name.starts_with("key_mass") {
+            let call = |i: usize| drop(cpu.key_mass(&q, &kv, &views[i % sets], scale, &lse));
+            return self.measure(name, Bound::Bf16(2.0 * products), goal, call);
+        }
         let bound = if q_len == 1 {
             Bound::Read((4 * keys * n_kv_heads * head_dim) as f64)
         } else {
-            Bound::Bf16(4.0 * (q_len * n_heads * head_dim) as f64 * keys as f64)
+            Bound::Bf16(4.0 * products)
         };
-        let mut out = vec![0.0; data.len()];
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let cpu = self.cpu;
         self.measure(name, bound, goal, |i| cpu.attend(&q, &kv, &views[i % sets], scale, &mut out, None));
     }
 

@@ -290,7 +290,10 @@ impl Backend for Profiler {
         scale: f32,
         lse: &[f32],
     ) -> Vec<Vec<f32>> {
-        self.charge(Part::Other, (0.0, 0.0), || self.inner.key_mass(q, kv, views, scale, lse))
+        // The logits once more, without the sums of values.
+        let (flops, bytes) = attend_work(q, kv, views);
+        let work = (flops / 2.0, bytes / 2.0);
+        self.charge(Part::Attention, work, || self.inner.key_mass(q, kv, views, scale, lse))
     }
 }
 

@@ -2,7 +2,9 @@
 
 mod common;
 use common::{AnyStore, Rng, assert_close, backends};
-use reattention_kernels::{Backend, Band, KeySet, Position, Queries, Reference, RopeTable, Segment};
+use reattention_kernels::{
+    Backend, Band, Cpu, KeySet, KvView, Position, Queries, Reference, RopeTable, Segment,
+};
 use std::sync::Arc;
 
 fn rope(head_dim: usize, base: f32, multiplier: f32) -> Arc<RopeTable> {
@@ -100,12 +102,27 @@ fn check(shape: &Shape, views: &[Vec<Segment>], rng: &mut Rng) {
             }
             before = Some((got, lse));
         }
-        let got = backends[0].key_mass(&q, &store.view(), views, scale, &want_lse);
-        let want = Reference.key_mass(&q, &store.view(), views, scale, &want_lse);
-        for (head, (got, want)) in got.iter().zip(&want).enumerate() {
-            assert_close(got, want, tolerance, &format!("{what}, mass of head {head}"));
-        }
+        check_mass(&backends, &q, &store.view(), views, scale, &want_lse, tolerance, &what);
     }
+}
+
+fn check_mass(
+    backends: &[Cpu],
+    q: &Queries,
+    kv: &KvView,
+    views: &[Vec<Segment>],
+    scale: f32,
+    lse: &[f32],
+    tolerance: f32,
+    what: &str,
+) {
+    let want = Reference.key_mass(q, kv, views, scale, lse);
+    let all: Vec<_> = backends.iter().map(|b| b.key_mass(q, kv, views, scale, lse)).collect();
+    assert_eq!(all[0].len(), want.len(), "{what}: heads");
+    for (head, (got, want)) in all[0].iter().zip(&want).enumerate() {
+        assert_close(got, want, tolerance, &format!("{what}, mass of head {head}"));
+    }
+    assert!(all.iter().all(|mass| *mass == all[0]), "{what}: the mass depends on the number of threads");
 }
 
 #[test]
@@ -198,6 +215,58 @@ fn causal_chunks_cross_tiles_blocks_and_pages() {
             ..all
         };
         check(&shape, &[vec![near, far]], &mut rng);
+    }
+}
+
+/// What InfLLM asks of every step: the mass of a window that crosses pages, out of an attention that saw more than it.
+#[test]
+fn the_mass_of_a_window_crosses_blocks_of_queries_pieces_and_pages() {
+    let mut rng = Rng(26);
+    for (half, q_len, group, local, head_dim) in [
+        (false, 140, 4, 1500, 32),
+        (true, 290, 2, 700, 64),
+        (true, 9, 16, 1100, 128),
+        (false, 1, 3, 2100, 18),
+    ] {
+        let (n_kv_heads, first) = (2, 2500);
+        let len = first + q_len;
+        let rope = rope(head_dim, 10_000.0, 1.0);
+        let oldest = first + 1 - local;
+        let slot = Position::Index { offset: -(oldest as i64) };
+        let part = |keys, band, key_position, query_position| Segment {
+            keys,
+            band,
+            key_position,
+            query_position,
+            key_rope: rope.clone(),
+            query_rope: rope.clone(),
+        };
+        let near = part(KeySet::Range(oldest..len), Band::between(0, local), slot, slot);
+        let blocks: Arc<[u32]> = (0..oldest as u32).filter(|t| t % 200 < 16).collect();
+        let outside = Band::between(local, usize::MAX);
+        let far =
+            part(KeySet::Gathered(blocks), outside, Position::Constant(0), Position::Constant(local as i64));
+        let store = AnyStore::new(half, len, n_kv_heads, head_dim, || rng.normal());
+        let n_heads = n_kv_heads * group;
+        let data: Vec<f32> = (0..q_len * n_heads * head_dim).map(|_| rng.normal()).collect();
+        let q = Queries { data: &data, n_heads, q_len, head_dim, first };
+        let (scale, views) = (1.0 / (head_dim as f32).sqrt(), [vec![near.clone(), far]]);
+        let (mut out, mut lse) = (vec![0.0; data.len()], vec![0.0; q_len * n_heads]);
+        Reference.attend(&q, &store.view(), &views, scale, &mut out, Some(&mut lse));
+        for backends in backends() {
+            let what = format!("{}: half {half}, dim {head_dim}, {q_len} queries", backends[0].name());
+            let tolerance = if half && backends[0].name().contains("bf16") { 4e-2 } else { 5e-5 };
+            check_mass(&backends, &q, &store.view(), &[vec![near.clone()]], scale, &lse, tolerance, &what);
+            let all = backends[0].key_mass(&q, &store.view(), &views, scale, &lse);
+            for (head, mass) in all.iter().enumerate() {
+                assert_close(
+                    &[mass.iter().sum()],
+                    &[q_len as f32],
+                    tolerance,
+                    &format!("{what}, head {head}"),
+                );
+            }
+        }
     }
 }
 

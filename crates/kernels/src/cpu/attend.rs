@@ -16,14 +16,14 @@ use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 /// Query rows of a block: enough to pay for gathering and rotating a tile of keys, few enough to stay in cache.
-const ROW_BLOCK: usize = 256;
+pub(super) const ROW_BLOCK: usize = 256;
 
 /// Pieces of work to aim for when rows alone give fewer, and keys a piece should at least have.
 const PIECES: usize = 16;
 const MIN_KEYS: usize = 256;
 
 /// Multiply-adds below which waking another thread costs more than it saves.
-const SMALL: usize = 1 << 17;
+pub(super) const SMALL: usize = 1 << 17;
 
 /// See [`crate::Backend::attend`].
 pub(crate) fn attend(
@@ -46,21 +46,26 @@ pub(crate) fn attend(
         q.n_heads,
         q.head_dim
     );
-    assert!(
-        views.len() == 1 || views.len() == kv.n_kv_heads,
-        "attend: {} views for {} KV heads",
-        views.len(),
-        kv.n_kv_heads
-    );
-    let pairs = q.head_dim / 2;
-    for rope in views.iter().flatten().flat_map(|s| [&s.key_rope, &s.query_rope]) {
-        assert_eq!(rope.inv_freq().len(), pairs, "attend: frequencies for heads of {}", q.head_dim);
-    }
+    check(q, kv, views);
     let call = Call { pool, path, clock, q, kv, views, scale: scale * LOG2_E };
     match typed(kv, q.head_dim, q.n_heads) {
         Typed::F32(store) => call.run::<Single, f32>(store, out, lse),
         Typed::Bf16(store) if path.has_pair_dot() => call.run::<Pair, _>(store, out, lse),
         Typed::Bf16(store) => call.run::<Single, _>(store, out, lse),
+    }
+}
+
+/// Checks that views and queries fit together.
+pub(super) fn check(q: &Queries, kv: &KvView, views: &[Vec<Segment>]) {
+    assert!(
+        views.len() == 1 || views.len() == kv.n_kv_heads,
+        "attention: {} views for {} KV heads",
+        views.len(),
+        kv.n_kv_heads
+    );
+    let pairs = q.head_dim / 2;
+    for rope in views.iter().flatten().flat_map(|s| [&s.key_rope, &s.query_rope]) {
+        assert_eq!(rope.inv_freq().len(), pairs, "attention: frequencies for heads of {}", q.head_dim);
     }
 }
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Keys of a tile, a multiple of every path's register tile. Keys and values of 64 dimensions take 32 KiB then.
-const TILE: usize = 128;
+pub(crate) const TILE: usize = 128;
 
 /// Keys rotated before they are transposed.
 const GROUP: usize = 16;
@@ -93,8 +93,8 @@ pub(crate) struct Scratch {
 }
 
 /// Where the keys and values of a tile lie.
-struct Rows<E> {
-    n: usize,
+pub(crate) struct Rows<E> {
+    pub(crate) n: usize,
     keys: [*const E; TILE],
     values: [*const E; TILE],
 }
@@ -118,17 +118,10 @@ pub(crate) struct Piece<'a, M, E: bytemuck::Pod> {
 impl<M: Operand, E: Load> Kernel for Piece<'_, M, E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
-        let dim = self.q.head_dim;
-        let (units, stride, rows) = (dim / M::PER_UNIT, self.state.stride, self.tokens.len() * self.group);
-        let s = &mut *self.scratch;
-        s.queries.resize(rows * units, 0);
-        s.rotated.resize(GROUP * units, 0);
-        s.keys.resize(TILE * units, 0);
-        s.values.resize(TILE / M::PER_UNIT * stride, 0);
-        s.logits.resize(MAX_ROWS * TILE, 0.0);
-        s.weights.resize(MAX_ROWS * TILE / M::PER_UNIT, 0);
-        s.cos.resize(dim / 2, 0.0);
-        s.sin.resize(dim / 2, 0.0);
+        let (stride, rows) = (self.state.stride, self.tokens.len() * self.group);
+        self.make_room();
+        self.scratch.values.resize(TILE / M::PER_UNIT * stride, 0);
+        self.scratch.weights.resize(MAX_ROWS * TILE / M::PER_UNIT, 0);
         // Where nobody measures, no clock is read.
         let clock = self.clock;
         let now = || clock.map(|_| Instant::now());
@@ -140,9 +133,6 @@ impl<M: Operand, E: Load> Kernel for Piece<'_, M, E> {
                 let before = now();
                 self.load_queries::<S>(segment);
                 gather += before.map_or(Duration::ZERO, |t| t.elapsed());
-                let (keys, band, first) = (&segment.keys, segment.band, self.q.first);
-                self.scratch.seen.clear();
-                self.scratch.seen.extend(self.tokens.clone().map(|t| visible(keys, band, first + t)));
                 let mut tile = self.locate(segment, ranks.start, TILE.min(ranks.len()));
                 for start in ranks.clone().step_by(TILE) {
                     let before = now();
@@ -168,11 +158,26 @@ impl<M: Operand, E: Load> Kernel for Piece<'_, M, E> {
 }
 
 impl<M: Operand, E: Load> Piece<'_, M, E> {
-    /// Rotates the queries to where they stand towards `segment`, and scales them.
+    /// Makes room for queries, keys and logits.
+    pub(crate) fn make_room(&mut self) {
+        let (dim, rows) = (self.q.head_dim, self.tokens.len() * self.group);
+        let (units, s) = (dim / M::PER_UNIT, &mut *self.scratch);
+        s.queries.resize(rows * units, 0);
+        s.rotated.resize(GROUP * units, 0);
+        s.keys.resize(TILE * units, 0);
+        s.logits.resize(MAX_ROWS * TILE, 0.0);
+        s.cos.resize(dim / 2, 0.0);
+        s.sin.resize(dim / 2, 0.0);
+    }
+
+    /// Rotates the queries to where they stand towards `segment`, and scales them; finds what they see of it.
     #[inline(always)]
-    unsafe fn load_queries<S: Simd>(&mut self, segment: &Segment) {
+    pub(crate) unsafe fn load_queries<S: Simd>(&mut self, segment: &Segment) {
         let dim = self.q.head_dim;
         let (units, s) = (dim / M::PER_UNIT, &mut *self.scratch);
+        let (keys, band, first) = (&segment.keys, segment.band, self.q.first);
+        s.seen.clear();
+        s.seen.extend(self.tokens.clone().map(|t| visible(keys, band, first + t)));
         for (i, token) in self.tokens.clone().enumerate() {
             let position = segment.query_position.at(self.q.first + token, token);
             // SAFETY: row `i · group + g` of the queries has `units` units.
@@ -190,7 +195,7 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
 
     /// Finds the rows of the `n` keys of `segment` from rank `start` on, and of their values.
     #[inline(always)]
-    fn locate(&self, segment: &Segment, start: usize, n: usize) -> Rows<E> {
+    pub(crate) fn locate(&self, segment: &Segment, start: usize, n: usize) -> Rows<E> {
         let nowhere: [*const E; TILE] = [std::ptr::null(); TILE];
         let mut rows = Rows { n, keys: nowhere, values: nowhere };
         let mut before = usize::MAX;
@@ -211,7 +216,7 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
 
     /// Rotates and transposes the keys of a tile, which start at rank `start`.
     #[inline(always)]
-    unsafe fn load_keys<S: Simd>(
+    pub(crate) unsafe fn load_keys<S: Simd>(
         &mut self,
         segment: &Segment,
         start: usize,
@@ -279,28 +284,13 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
     /// Attends with rows `row..row + count` to the tile of `n` keys whose first rank is `start`.
     #[inline(always)]
     unsafe fn rows<S: Simd>(&mut self, row: usize, count: usize, start: usize, n: usize) {
-        let width = S::COLS * S::LANES;
-        // Both ends of what is seen move forward with the token.
-        let (first, last) = (self.seen(row, start, n), self.seen(row + count - 1, start, n));
-        let (from, to) = (first.start / width * width, last.end.next_multiple_of(width));
-        if first.start.max(from) >= last.end {
-            return;
-        }
-        // SAFETY: `from` and `to` are multiples of the register tile within TILE; the path's contract holds.
+        // SAFETY: the columns are multiples of the register tile within TILE; the path's contract holds.
         unsafe {
-            for column in (from..to).step_by(width) {
-                with_rows!(count, R => if S::COLS == 4 {
-                    self.logits::<S, R, 4>(row, column)
-                } else {
-                    self.logits::<S, R, 2>(row, column)
-                });
+            let Range { start: from, end: to } = self.seen_logits::<S>(row, count, start, n);
+            if from == to {
+                return;
             }
             for r in 0..count {
-                let seen = self.seen(row + r, start, n);
-                let logits = self.scratch.logits.as_mut_ptr().add(r * TILE);
-                for column in (from..seen.start.max(from)).chain(seen.end.max(from)..to) {
-                    *logits.add(column) = f32::NEG_INFINITY;
-                }
                 self.softmax::<S>(row + r, r, from, to);
             }
             let vectors = self.q.head_dim.div_ceil(S::LANES);
@@ -319,6 +309,49 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
                 }
             }
         }
+    }
+
+    /// Logits of rows `row..row + count` and the tile of `n` keys whose first rank is `start`, minus infinity where a row does
+    /// not see a key; returns the columns they stand in, whole register tiles, none if no row sees any.
+    #[inline(always)]
+    pub(crate) unsafe fn seen_logits<S: Simd>(
+        &mut self,
+        row: usize,
+        count: usize,
+        start: usize,
+        n: usize,
+    ) -> Range<usize> {
+        let width = S::COLS * S::LANES;
+        // Both ends of what is seen move forward with the token.
+        let (first, last) = (self.seen(row, start, n), self.seen(row + count - 1, start, n));
+        let (from, to) = (first.start / width * width, last.end.next_multiple_of(width));
+        if first.start.max(from) >= last.end {
+            return 0..0;
+        }
+        // SAFETY: `from` and `to` are multiples of the register tile within TILE; the path's contract holds.
+        unsafe {
+            for column in (from..to).step_by(width) {
+                with_rows!(count, R => if S::COLS == 4 {
+                    self.logits::<S, R, 4>(row, column)
+                } else {
+                    self.logits::<S, R, 2>(row, column)
+                });
+            }
+            for r in 0..count {
+                let seen = self.seen(row + r, start, n);
+                let logits = self.scratch.logits.as_mut_ptr().add(r * TILE);
+                for column in (from..seen.start.max(from)).chain(seen.end.max(from)..to) {
+                    *logits.add(column) = f32::NEG_INFINITY;
+                }
+            }
+        }
+        from..to
+    }
+
+    /// The logits of row `r` of the register tile, by column.
+    #[inline(always)]
+    pub(crate) fn logits_of(&self, r: usize) -> &[f32] {
+        &self.scratch.logits[r * TILE..(r + 1) * TILE]
     }
 
     /// Columns that row `row` sees of the tile of `n` keys whose first rank is `start`.

@@ -5,6 +5,7 @@ mod attend_few;
 mod attend_piece;
 mod best;
 mod elementwise;
+mod key_mass;
 mod keys;
 mod linear;
 mod listed;
@@ -165,6 +166,17 @@ impl Backend for Cpu {
         lse: Option<&mut [f32]>,
     ) {
         attend::attend(&self.pool, self.path, self.clock.as_deref(), q, kv, views, scale, out, lse)
+    }
+
+    fn key_mass(
+        &self,
+        q: &Queries,
+        kv: &KvView,
+        views: &[Vec<Segment>],
+        scale: f32,
+        lse: &[f32],
+    ) -> Vec<Vec<f32>> {
+        key_mass::key_mass(&self.pool, self.path, q, kv, views, scale, lse)
     }
 }
 
