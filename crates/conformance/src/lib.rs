@@ -1,6 +1,7 @@
 //! Golden cases of published implementations: reading them, running them, comparing.
 #![deny(missing_docs)]
 
+mod blocks;
 mod case;
 mod compare;
 mod methods;

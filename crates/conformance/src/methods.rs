@@ -1,7 +1,7 @@
 //! From the parameters of the published implementations to the settings of ours.
 
 use crate::Case;
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use reattention::Settings;
 use reattention::rope::{RopeConfig, RopeScaling};
 use serde_json::Value;
@@ -60,6 +60,23 @@ pub(crate) fn settings(case: &Case) -> anyhow::Result<Option<(&'static str, Sett
                 .set("layers", layers.join(","))
                 .set("reference", true);
             Some(("ms-poe", settings))
+        }
+        "inf-llm" => {
+            let scale = case.param("distance_scale")?;
+            ensure!(scale.as_f64() == Some(1.0), "distance_scale={scale} is not supported, only 1");
+            let mut settings = Settings::new().set("reference", true);
+            for (ours, theirs) in [
+                ("global", "n_init"),
+                ("local", "n_local"),
+                ("top_k", "topk"),
+                ("block", "block_size"),
+                ("repr", "repr_topk"),
+                ("exc_block", "exc_block_size"),
+                ("chunk", "chunk_size"),
+            ] {
+                settings = settings.set(ours, number(theirs)?);
+            }
+            Some(("infllm", settings))
         }
         "stream-llm" => {
             let settings = Settings::new()

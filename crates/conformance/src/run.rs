@@ -2,7 +2,7 @@
 
 use crate::compare::{Findings, Votes};
 use crate::probe::{NearTie, Probe};
-use crate::{Case, methods};
+use crate::{Case, blocks, methods};
 use anyhow::{Context as _, ensure};
 use reattention::methods::Selection;
 use reattention::methods::{Step, StepKind, build};
@@ -259,11 +259,23 @@ impl Runner<'_> {
                 steps.push(step);
             }
         }
-        let trace = context.trace(false);
+        let mut trace = context.trace(true);
         compare_measured(case, context, found)?;
         compare_steps(case, &steps, &trace, found)?;
         compare_positions(case, &steps, &trace, found)?;
-        compare_selections(case, &steps, &trace, &self.probe.take(), found)
+        compare_selections(case, &steps, &trace, &self.probe.take(), found)?;
+        if case.has("selected_blocks_index") {
+            // A block that is complete is put away before the next step looks for blocks.
+            if let Some(&id) = ids.last() {
+                let end = context.len();
+                let step = Step { tokens: end..end + 1, kind: StepKind::Decode };
+                self.model.forward(&[id], &step, context, &mut scratch, &Logits::None, None)?;
+                let after = context.trace(false).into_iter();
+                trace.extend(after.map(|t| LayerTrace { segments: Vec::new(), ..t }));
+            }
+            blocks::compare(case, &trace, found)?;
+        }
+        Ok(())
     }
 
     /// Where ties are unspecified only the votes of layer 0 are comparable, which no earlier choice has touched. Returns
@@ -377,8 +389,11 @@ fn compare_steps(
         row.extend(selects.then_some(usize::from(used)));
         row.into_iter().map(|x| x as i32).collect()
     };
-    let got: Vec<Vec<i32>> = steps.iter().map(row).collect();
+    let mut got: Vec<Vec<i32>> = steps.iter().map(row).collect();
     let want: Vec<Vec<i32>> = want.chunks(shape[1]).map(|r| r[..3 + usize::from(selects)].to_vec()).collect();
+    if case.has("selected_blocks_index") {
+        got = one_call_each(&got, &want);
+    }
     found.lists("steps (kind, start, end, selects)", &got, &want);
     Ok(())
 }
@@ -416,6 +431,21 @@ fn compare_positions(
         }
     }
     Ok(())
+}
+
+/// Steps of execution blocks put together to the forward calls that the published code splits into them.
+fn one_call_each(steps: &[Vec<i32>], calls: &[Vec<i32>]) -> Vec<Vec<i32>> {
+    let mut steps = steps.iter().peekable();
+    let mut together = Vec::new();
+    for call in calls {
+        let Some(mut row) = steps.next().cloned() else { break };
+        while let Some(next) = steps.next_if(|s| s[0] == row[0] && s[1] == row[2] && s[2] <= call[2]) {
+            row[2] = next[2];
+        }
+        together.push(row);
+    }
+    together.extend(steps.cloned());
+    together
 }
 
 /// Votes, centres and selected positions of every step and layer.
@@ -493,13 +523,13 @@ impl Golden {
 }
 
 /// Ragged rows: (step, layer, offset, length) into flat values.
-struct Rows {
-    index: Vec<[usize; 4]>,
+pub(crate) struct Rows {
+    pub(crate) index: Vec<[usize; 4]>,
     values: Vec<usize>,
 }
 
 impl Rows {
-    fn read(case: &Case, index: &str, values: &str, offset: usize) -> anyhow::Result<Self> {
+    pub(crate) fn read(case: &Case, index: &str, values: &str, offset: usize) -> anyhow::Result<Self> {
         let (shape, index) = case.indices(index)?;
         ensure!(shape.len() == 2 && shape[1] == 4, "the index of {values} is {shape:?}");
         let values: Vec<usize> = case.indices(values)?.1.into_iter().map(|v| v + offset).collect();
@@ -509,7 +539,7 @@ impl Rows {
     }
 
     /// One row; nothing if it was not recorded.
-    fn get(&self, (step, layer): (usize, usize)) -> Vec<usize> {
+    pub(crate) fn get(&self, (step, layer): (usize, usize)) -> Vec<usize> {
         let row = self.index.iter().find(|r| r[0] == step && r[1] == layer);
         row.map_or(Vec::new(), |r| self.values[r[2]..r[2] + r[3]].to_vec())
     }

@@ -1,7 +1,7 @@
 //! A context: the store, a method and a backend, as the layers of a model see them.
 
 use crate::ModelShape;
-use crate::methods::{Appended, Entries, LayerCall, Method, Selection, Step, StepKind};
+use crate::methods::{Appended, Archived, Entries, LayerCall, Method, Selection, Step, StepKind};
 use crate::rope::{RopeConfig, Ropes};
 use crate::settings::MethodError;
 use crate::slots::Slots;
@@ -60,6 +60,8 @@ pub struct LayerTrace {
     /// query heads that the list serves: each head gives 1 in all. Only of decode steps while [`Context::record_mass`]
     /// is on; empty otherwise.
     pub mass: Vec<Vec<f32>>,
+    /// Blocks of tokens that the method put away before it made the view.
+    pub archived: Vec<Archived>,
 }
 
 impl LayerTrace {
@@ -220,7 +222,7 @@ impl Context {
             let watched: Vec<Vec<Segment>> =
                 view.segments.iter().map(|list| list[view.watched.clone()].to_vec()).collect();
             let mass = backend.key_mass(&queries, &kv, &watched, scale, &lse);
-            self.method.watch(&mut call, &mass);
+            self.method.watch(&mut call, mass);
         }
         if is_ephemeral {
             let mass = backend.key_mass(&queries, &kv, &view.segments, scale, &lse);
@@ -261,6 +263,7 @@ impl Context {
                 segments: view.segments,
                 slots: lists.map(tokens).collect(),
                 mass: mass_by_list,
+                archived: view.archived,
             });
         }
         Ok(())
@@ -361,9 +364,13 @@ impl Context {
     /// Rolls back to the first `n` tokens.
     ///
     /// # Errors
-    /// When the method has released or compacted tokens needed to go on from there; [`Context::pin`] prevents that.
+    /// When the method has released or compacted tokens needed to go on from there, or no longer knows its state of then;
+    /// [`Context::pin`] prevents that.
     pub fn truncate(&mut self, n: usize) -> Result<(), TruncateError> {
         if n < self.len() {
+            if !self.method.returns_to(n) {
+                return Err(TruncateError::Forgotten { to: n, method: self.method.spec().name });
+            }
             self.roll_back(n)?;
         }
         self.method.truncate(n);
@@ -381,7 +388,7 @@ impl Context {
                     Some((slots.slots(n)?, pin.saved.take()?))
                 });
                 let floor = self.slots.read();
-                let (slots, saved) = saved.ok_or(TruncateError { to: n, floor })?;
+                let (slots, saved) = saved.ok_or(TruncateError::Released { to: n, floor })?;
                 (self.store, self.slots) = saved;
                 slots
             }
@@ -398,11 +405,13 @@ impl Context {
     /// Keeps whatever is needed to roll back to the current length; `unpin` ends it.
     pub fn pin(&mut self) {
         self.pinned = Some(Pin { tokens: self.len(), last_state: self.last_state.clone(), saved: None });
+        self.method.pin(self.len());
     }
 
     /// Ends [`Context::pin`].
     pub fn unpin(&mut self) {
         self.pinned = None;
+        self.method.unpin();
     }
 
     /// Records the selections of the following steps, or stops; returns those recorded so far.

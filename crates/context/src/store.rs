@@ -46,14 +46,28 @@ impl std::fmt::Display for KvDtype {
 
 /// A roll-back to a point from which the method could no longer go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "cannot roll back to token {to}: the method has released tokens that it would need below token {floor}; pin the point before going on from it"
-)]
-pub struct TruncateError {
-    /// Where the roll-back was to end.
-    pub to: usize,
-    /// The earliest token it may end at.
-    pub floor: usize,
+#[non_exhaustive]
+pub enum TruncateError {
+    /// Tokens are gone.
+    #[error(
+        "cannot roll back to token {to}: the method has released tokens that it would need below token {floor}; pin the point before going on from it"
+    )]
+    Released {
+        /// Where the roll-back was to end.
+        to: usize,
+        /// The earliest token it may end at.
+        floor: usize,
+    },
+    /// What the method has learned since cannot be taken back.
+    #[error(
+        "cannot roll back to token {to}: method `{method}` keeps its state of a point only while that is pinned; pin it before going on from it"
+    )]
+    Forgotten {
+        /// Where the roll-back was to end.
+        to: usize,
+        /// The method.
+        method: &'static str,
+    },
 }
 
 /// Raw keys and values of all layers. Until the store is compacted, a slot's index is its token's.
@@ -170,7 +184,7 @@ impl Store {
     /// When tokens needed to go on from `n` have been released.
     pub fn truncate(&mut self, n: usize) -> Result<(), TruncateError> {
         if n < self.floor {
-            return Err(TruncateError { to: n, floor: self.floor });
+            return Err(TruncateError::Released { to: n, floor: self.floor });
         }
         self.layers.iter_mut().for_each(|l| l.truncate(n));
         self.len = self.len.min(n);
@@ -401,7 +415,7 @@ mod tests {
         store.release(10..4100, 4990);
         assert_eq!(store.bytes(), 2 * Store::planned_bytes(&shape, KvDtype::F32, 1));
         assert_eq!((store.len(), store.held()), (5000, 1024 + 5000 - 4096));
-        assert_eq!(store.truncate(4000), Err(TruncateError { to: 4000, floor: 4990 }));
+        assert_eq!(store.truncate(4000), Err(TruncateError::Released { to: 4000, floor: 4990 }));
         store.truncate(4995).unwrap();
         assert_eq!(store.len(), 4995);
         fill(&mut store, 4995, 10);
@@ -440,11 +454,11 @@ mod tests {
                     assert_eq!(row(&store, layer, head, s), want, "layer {layer}, head {head}, slot {s}");
                 }
             }
-            assert_eq!(store.truncate(1099), Err(TruncateError { to: 1099, floor: 1100 }));
+            assert_eq!(store.truncate(1099), Err(TruncateError::Released { to: 1099, floor: 1100 }));
             fill(&mut store, 3000, 50);
             let at = (3000 * shape.n_kv_heads + 1) * shape.head_dim;
             assert_eq!(row(&store, 1, 1, 1100)[0], (at % 251) as f32, "what follows stands behind the kept");
-            assert_eq!(store.copy(900).truncate(800), Err(TruncateError { to: 800, floor: 900 }));
+            assert_eq!(store.copy(900).truncate(800), Err(TruncateError::Released { to: 800, floor: 900 }));
         }
     }
 

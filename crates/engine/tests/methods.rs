@@ -37,6 +37,13 @@ fn small(method: &str) -> Vec<Settings> {
                 .map(|extra| parse(&[&base[..], extra].concat()))
                 .collect()
         }
+        "infllm" => {
+            let base = ["global=2", "local=16", "block=4", "top_k=3", "repr=2", "exc_block=8"];
+            [&[][..], &["reference=true", "chunk=20"]]
+                .iter()
+                .map(|extra| parse(&[&base[..], extra].concat()))
+                .collect()
+        }
         "streaming-llm" | "lm-infinite" => vec![parse(&["global=2", "local=16", "chunk=8"])],
         "string" => vec![parse(&["shift=24", "small_local=4", "chunk=8"])],
         "self-extend" => {
@@ -267,7 +274,7 @@ fn below_its_scope_a_method_is_full_attention() {
         let full = logits(&model, "full", &small("full")[0], &ids(16, 2), &backend);
         // All but string, whose temperature holds at every length.
         let methods =
-            ["reattention", "streaming-llm", "lm-infinite", "self-extend", "dca", "mesa", "infinipot"];
+            ["reattention", "streaming-llm", "lm-infinite", "self-extend", "dca", "mesa", "infllm", "infinipot"];
         for method in methods {
             for settings in small(method) {
                 assert!(
@@ -355,7 +362,7 @@ fn streaming_equals_a_cache_that_evicts() {
 fn a_model_with_sliding_layers_is_refused_by_methods_that_cannot_serve_it() {
     let model = model("mistral", &[("sliding_window", 24.into())]);
     for method in
-        ["reattention", "streaming-llm", "lm-infinite", "string", "self-extend", "dca", "mesa", "infinipot"]
+        ["reattention", "streaming-llm", "lm-infinite", "string", "self-extend", "dca", "mesa", "infllm", "infinipot"]
     {
         let error = build(method, &Settings::new(), model.shape()).unwrap_err();
         assert!(

@@ -155,7 +155,7 @@ fn cancelling_leaves_the_session_usable() {
 #[test]
 fn several_questions_share_one_reading() {
     let engine = engine(2);
-    for method in ["reattention", "streaming-llm", "full", "lm-infinite", "dca", "mesa"] {
+    for method in ["reattention", "streaming-llm", "full", "lm-infinite", "dca", "mesa", "infllm"] {
         let (context, question) =
             (engine.context(&[haystack()]).unwrap(), engine.question(QUESTION).unwrap());
         let mut session = session(&engine, method, &[]);
@@ -267,7 +267,7 @@ fn views_that_nobody_attends_to_change_nothing() {
 fn a_filled_session_goes_on_and_forgets_the_fill_when_rolled_back() {
     let engine = engine(2);
     let prompt = engine.ask(&[haystack()], QUESTION).unwrap();
-    for method in ["reattention", "full", "streaming-llm"] {
+    for method in ["reattention", "full", "streaming-llm", "infllm"] {
         let mut session = session(&engine, method, &[]);
         assert!(matches!(session.fill(&[1], 1), Err(SessionError::NothingToImitate)), "{method}");
         let read = Prompt::from_ids(prompt.ids[..300].to_vec());

@@ -12,6 +12,8 @@ pub trait Element: bytemuck::Pod + Send + Sync {
     fn to_f32(self) -> f32;
     /// The nearest value of this type.
     fn from_f32(x: f32) -> Self;
+    /// Pages of this type.
+    fn pages<'a>(keys: &'a [Option<Buffer<Self>>], values: &'a [Option<Buffer<Self>>]) -> Pages<'a>;
 }
 
 impl Element for f32 {
@@ -20,6 +22,9 @@ impl Element for f32 {
     }
     fn from_f32(x: f32) -> Self {
         x
+    }
+    fn pages<'a>(keys: &'a [Option<Buffer<Self>>], values: &'a [Option<Buffer<Self>>]) -> Pages<'a> {
+        Pages::F32 { keys, values }
     }
 }
 
@@ -30,6 +35,9 @@ impl Element for bf16 {
     }
     fn from_f32(x: f32) -> Self {
         bf16::from_f32(x)
+    }
+    fn pages<'a>(keys: &'a [Option<Buffer<Self>>], values: &'a [Option<Buffer<Self>>]) -> Pages<'a> {
+        Pages::Bf16 { keys, values }
     }
 }
 

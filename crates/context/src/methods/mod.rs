@@ -6,6 +6,7 @@
 mod dca;
 mod full;
 mod infinipot;
+mod infllm;
 mod lm_infinite;
 mod mesa;
 mod ms_poe;
@@ -19,6 +20,7 @@ mod vote;
 pub use dca::Dca;
 pub use full::Full;
 pub use infinipot::InfiniPot;
+pub use infllm::InfLlm;
 pub use lm_infinite::LmInfinite;
 pub use mesa::Mesa;
 pub use ms_poe::MsPoe;
@@ -97,12 +99,14 @@ pub struct View {
     pub queries: Option<Vec<f32>>,
     /// The segments of each list whose keys' attention [`Method::watch`] is told; none costs nothing.
     pub watched: Range<usize>,
+    /// Blocks of tokens that were put away before the view was made, for traces.
+    pub archived: Vec<Archived>,
 }
 
 impl View {
     /// A view of `segments` (one list for all KV heads, or one a KV head) by the raw queries.
     pub fn new(segments: Vec<Vec<Segment>>) -> Self {
-        Self { segments, selections: Vec::new(), queries: None, watched: 0..0 }
+        Self { segments, selections: Vec::new(), queries: None, watched: 0..0, archived: Vec::new() }
     }
 }
 
@@ -142,6 +146,15 @@ pub struct Selection {
     pub tokens: Arc<[u32]>,
 }
 
+/// A block of tokens that only its representatives can bring back into view (InfLLM).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Archived {
+    /// The tokens of the block.
+    pub tokens: Range<usize>,
+    /// For every query head the tokens whose keys stand for the block, ascending.
+    pub representatives: Vec<Vec<u32>>,
+}
+
 /// A method, configured for one model and used by one session.
 pub trait Method: Send + Sync + std::fmt::Debug {
     /// Name, paper, parameters.
@@ -175,7 +188,7 @@ pub trait Method: Send + Sync + std::fmt::Debug {
 
     /// Told after attention what the keys of the view's watched segments got: one list a query head, a number for each key in
     /// the order of the segments, added up over the step's queries.
-    fn watch(&mut self, _call: &mut LayerCall, _mass: &[Vec<f32>]) {}
+    fn watch(&mut self, _call: &mut LayerCall, _mass: Vec<Vec<f32>>) {}
 
     /// Whether [`Method::view`] leaves nothing behind that a later view is made of, so that one nobody attends to need not
     /// be made: a step whose logits nobody wants does without its last layer's.
@@ -218,8 +231,20 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     /// Told the token ids of its catalyst.
     fn set_catalyst(&mut self, _ids: &[u32]) {}
 
-    /// Forgets what it knows of tokens from `n` on.
+    /// Forgets what it knows of tokens from `n` on: a length for which [`Method::returns_to`] holds, or the one at which the
+    /// running step began.
     fn truncate(&mut self, _n: usize) {}
+
+    /// Whether [`Method::truncate`] to `n` tokens gives back the state that the method had with `n` tokens.
+    fn returns_to(&self, _n: usize) -> bool {
+        true
+    }
+
+    /// Keeps what a return to `n`, the current length, needs, until [`Method::unpin`] or another call.
+    fn pin(&mut self, _n: usize) {}
+
+    /// Ends [`Method::pin`].
+    fn unpin(&mut self) {}
 
     /// Tokens whose keys and values stay in memory out of `n`, for planning: those of a pinned state included.
     fn kept(&self, n: usize) -> usize {
@@ -258,6 +283,7 @@ type Build = fn(&Settings, &ModelShape) -> Result<Box<dyn Method>, MethodError>;
 const REGISTRY: &[(&MethodSpec, Build)] = &[
     (&reattention::SPEC, |s, m| Ok(Box::new(ReAttention::new(s, m)?))),
     (&full::SPEC, |s, m| Ok(Box::new(Full::new(s, m)?))),
+    (&infllm::SPEC, |s, m| Ok(Box::new(InfLlm::new(s, m)?))),
     (&streaming_llm::SPEC, |s, m| Ok(Box::new(StreamingLlm::new(s, m)?))),
     (&lm_infinite::SPEC, |s, m| Ok(Box::new(LmInfinite::new(s, m)?))),
     (&string::SPEC, |s, m| Ok(Box::new(StringPositions::new(s, m)?))),

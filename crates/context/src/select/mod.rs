@@ -22,6 +22,7 @@ pub(crate) use exact::Exact;
 pub(crate) use halving::Halving;
 pub(crate) use low_bit::{LowBit, LowBitSettings};
 pub(crate) use reuse::Reuse;
+pub(crate) use table::Table;
 
 use crate::methods::{Appended, LayerCall, StepKind};
 use reattention_kernels::{ListedRequest, Queries, TopK, TopKRequest};

@@ -1,19 +1,19 @@
-//! A growing table of bf16 vectors in pages that never move, readable by the kernels as if it were the keys of KV heads.
+//! A growing table of vectors in pages that never move, readable by the kernels as if it were the keys of KV heads.
 
-use reattention_kernels::{Buffer, KvView, PAGE, Pages, bf16};
+use reattention_kernels::{Buffer, Element, KvView, PAGE, bf16};
 
 /// Vectors `[heads, len, dim]`, with one head unless it is said.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(crate) struct Table<T: Element = bf16> {
     heads: usize,
     dim: usize,
     len: usize,
-    pages: Vec<Option<Buffer<bf16>>>,
+    pages: Vec<Option<Buffer<T>>>,
 }
 
-impl Table {
+impl<T: Element> Table<T> {
     /// An empty table of vectors of `dim` (even).
-    pub(super) fn new(dim: usize) -> Self {
+    pub(crate) fn new(dim: usize) -> Self {
         Self::per_head(1, dim)
     }
 
@@ -23,18 +23,18 @@ impl Table {
     }
 
     /// Rows.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Forgets the rows from `len` on.
-    pub(super) fn truncate(&mut self, len: usize) {
+    pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         self.pages.truncate(self.len.div_ceil(PAGE));
     }
 
     /// Adds a row (of zeros, unless rows were forgotten) and returns its number.
-    pub(super) fn push(&mut self) -> u32 {
+    pub(crate) fn push(&mut self) -> u32 {
         if self.len == self.pages.len() * PAGE {
             self.pages.push(Some(Buffer::zeroed(self.heads * PAGE * self.dim)));
         }
@@ -43,13 +43,13 @@ impl Table {
     }
 
     /// The vector `i`, `[dim]`.
-    pub(super) fn row(&self, i: u32) -> &[bf16] {
+    pub(super) fn row(&self, i: u32) -> &[T] {
         let (page, row) = (i as usize / PAGE, i as usize % PAGE);
         self.pages[page].as_ref().map_or(&[], |p| &p[row * self.dim..(row + 1) * self.dim])
     }
 
     /// Overwrites the vector `i`.
-    pub(super) fn set(&mut self, i: u32, values: impl Iterator<Item = f32>) {
+    pub(crate) fn set(&mut self, i: u32, values: impl Iterator<Item = f32>) {
         self.set_of(0, i, values);
     }
 
@@ -66,13 +66,13 @@ impl Table {
         let (page, row) = (i as usize / PAGE, head * PAGE + i as usize % PAGE);
         if let Some(page) = &mut self.pages[page] {
             let row = &mut page[row * self.dim..(row + 1) * self.dim];
-            row.iter_mut().zip(values).for_each(|(r, x)| *r = bf16::from_f32(x));
+            row.iter_mut().zip(values).for_each(|(r, x)| *r = T::from_f32(x));
         }
     }
 
     /// The table as the keys of KV heads; token index is row number.
-    pub(super) fn view(&self) -> KvView<'_> {
-        let pages = Pages::Bf16 { keys: &self.pages, values: &self.pages };
+    pub(crate) fn view(&self) -> KvView<'_> {
+        let pages = T::pages(&self.pages, &self.pages);
         KvView { pages, len: self.len, n_kv_heads: self.heads, head_dim: self.dim }
     }
 }

@@ -316,6 +316,7 @@ mod tests {
             ("streaming-llm", &[]),
             ("full", &["reference=true"]),
             ("infinipot", &[]),
+            ("infllm", &[]),
         ];
         for (name, settings) in arms {
             let mut reading = Reading::new(session(&engine, name, settings), &ids, None);

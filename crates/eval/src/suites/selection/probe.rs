@@ -148,7 +148,7 @@ impl Given {
 
 impl Look {
     fn of(trace: LayerTrace) -> Self {
-        let LayerTrace { layer, tokens, selections, segments, slots, mut mass } = trace;
+        let LayerTrace { layer, tokens, selections, segments, slots, mut mass, .. } = trace;
         mass.resize(segments.len(), Vec::new());
         let centres = |list: usize| {
             let Some(s) = selections.get(list) else { return Vec::new() };
