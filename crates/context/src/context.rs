@@ -124,7 +124,7 @@ impl Context {
         &self.backend
     }
 
-    /// Tokens whose keys and values are still in memory; after a compaction, as many for each KV head.
+    /// Tokens whose keys and values are still there, in memory or on disk; after a compaction, as many for each KV head.
     pub fn kept(&self) -> usize {
         self.store.held()
     }
@@ -150,6 +150,11 @@ impl Context {
     /// Tells the method the tokens of its catalyst ([`Method::catalyst_source`]).
     pub fn set_catalyst(&mut self, ids: &[u32]) {
         self.method.set_catalyst(ids);
+    }
+
+    /// Disk space taken by keys and values, in bytes.
+    pub fn disk_bytes(&self) -> u64 {
+        self.store.disk_bytes()
     }
 
     /// The most keys any query has attended to.
@@ -181,7 +186,7 @@ impl Context {
     /// method for a view, and attends to it with the raw queries `q: [q_len, n_heads, head_dim]`, into `out` alike.
     ///
     /// # Errors
-    /// When the method refuses.
+    /// When the method refuses, or the disk does not take what it keeps there.
     ///
     /// # Panics
     /// Outside a step: between [`Context::begin`] and [`Context::finish`] is where a layer may call.
@@ -193,6 +198,11 @@ impl Context {
         v: &[f32],
         out: &mut [f32],
     ) -> Result<(), MethodError> {
+        if layer == 0 {
+            // Before the step: what it appends is not part of the context yet.
+            let cold = self.method.cold(self.len());
+            self.store.freeze(cold)?;
+        }
         self.append(layer, k, v);
         let step = self.step.as_ref().expect("attend is called within a step");
         let backend = self.backend.as_ref();
@@ -224,6 +234,7 @@ impl Context {
             let mass = backend.key_mass(&queries, &kv, &watched, scale, &lse);
             self.method.watch(&mut call, mass);
         }
+        view.cooled.iter().for_each(|tokens| self.store.cool(layer, tokens.clone()));
         if is_ephemeral {
             let mass = backend.key_mass(&queries, &kv, &view.segments, scale, &lse);
             let heads = 0..if self.method.wants_losses() { self.shape.n_kv_heads } else { 0 };

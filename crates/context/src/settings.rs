@@ -1,6 +1,7 @@
 //! Parameters as people write them (`--set key=value`), and the errors of methods.
 
 use crate::rope::RopeError;
+use reattention_kernels::ColdError;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
@@ -60,6 +61,9 @@ pub enum MethodError {
     /// There are no frequencies for what the method asks.
     #[error(transparent)]
     Rope(#[from] RopeError),
+    /// Keys and values that the method keeps on disk do not go there.
+    #[error(transparent)]
+    Disk(#[from] ColdError),
 }
 
 /// Settings of a method by name, not yet understood.

@@ -1,7 +1,9 @@
 //! The KV store: raw keys and values of every token, per layer and KV head, in pages that never move.
 
+mod cold;
+
 use crate::ModelShape;
-use reattention_kernels::{Buffer, Element, KvView, PAGE, Pages, bf16};
+use reattention_kernels::{Buffer, ColdFile, Element, KvView, PAGE, Pages, bf16};
 use std::ops::Range;
 
 /// The type keys and values are stored in.
@@ -81,6 +83,8 @@ pub struct Store {
     len: usize,
     /// Roll-backs may not go below this token (see [`Store::release`]).
     floor: usize,
+    /// Pages that are not in memory (see [`Store::freeze`]).
+    cold: ColdFile,
 }
 
 #[derive(Debug)]
@@ -95,14 +99,23 @@ struct Sides<T: Element> {
     keys: Vec<Option<Buffer<T>>>,
     values: Vec<Option<Buffer<T>>>,
     len: usize,
+    /// Pages of memory that became free when their content went to disk, for the next ones: given back and taken anew, they
+    /// would leave gaps that nothing fits.
+    spare: Vec<Buffer<T>>,
+}
+
+impl<T: Element> Default for Sides<T> {
+    fn default() -> Self {
+        Self { keys: Vec::new(), values: Vec::new(), len: 0, spare: Vec::new() }
+    }
 }
 
 impl Store {
     /// An empty store for a model.
     pub fn new(shape: &ModelShape, dtype: KvDtype) -> Self {
         let layer = || match dtype {
-            KvDtype::F32 => Layer::F32(Sides { keys: Vec::new(), values: Vec::new(), len: 0 }),
-            KvDtype::Bf16 => Layer::Bf16(Sides { keys: Vec::new(), values: Vec::new(), len: 0 }),
+            KvDtype::F32 => Layer::F32(Sides::default()),
+            KvDtype::Bf16 => Layer::Bf16(Sides::default()),
         };
         Self {
             layers: (0..shape.n_layers).map(|_| layer()).collect(),
@@ -111,6 +124,7 @@ impl Store {
             dtype,
             len: 0,
             floor: 0,
+            cold: ColdFile::default(),
         }
     }
 
@@ -129,7 +143,7 @@ impl Store {
         self.len
     }
 
-    /// Tokens whose keys and values are still in memory.
+    /// Tokens whose keys and values are still there, in memory or on disk.
     pub fn held(&self) -> usize {
         let present = match &self.layers[0] {
             Layer::F32(s) => s.keys.iter().map(Option::is_some).collect::<Vec<_>>(),
@@ -144,7 +158,7 @@ impl Store {
         self.len == 0
     }
 
-    /// Memory held now, in bytes.
+    /// Memory held now, in bytes, without what was read back from disk.
     pub fn bytes(&self) -> usize {
         let pages: usize = self.layers.iter().map(|l| l.pages()).sum();
         pages * self.n_kv_heads * PAGE * self.head_dim * self.dtype.bytes()
@@ -217,7 +231,7 @@ impl Store {
     pub fn copy(&self, n: usize) -> Self {
         let n = n.min(self.len);
         let layers = self.layers.iter().map(|l| l.copy(n)).collect();
-        Self { layers, len: n, floor: self.floor.min(n), ..*self }
+        Self { layers, len: n, floor: self.floor.min(n), cold: ColdFile::default(), ..*self }
     }
 
     /// Gives back the pages that lie wholly within `tokens`. Roll-backs below `floor` are refused from then on if any
@@ -287,13 +301,17 @@ impl<T: Element> Sides<T> {
         );
         let n = keys.len() / row;
         let pages = (self.len + n).div_ceil(PAGE);
-        let page = || Some(Buffer::zeroed(row * PAGE));
-        self.keys.resize_with(pages.max(self.keys.len()), page);
-        self.values.resize_with(pages.max(self.values.len()), page);
+        for side in [&mut self.keys, &mut self.values] {
+            let page = || Some(self.spare.pop().unwrap_or_else(|| Buffer::zeroed(row * PAGE)));
+            side.resize_with(pages.max(side.len()), page);
+        }
         for (side, data) in [(&mut self.keys, keys), (&mut self.values, values)] {
             for (i, token) in data.chunks_exact(row).enumerate() {
                 let (page, slot) = ((self.len + i) / PAGE, (self.len + i) % PAGE);
                 let page = side[page].get_or_insert_with(|| Buffer::zeroed(row * PAGE));
+                if page.is_cold() {
+                    *page = Buffer::from_slice(page);
+                }
                 for (head, vector) in token.chunks_exact(dim).enumerate() {
                     let to = &mut page[(head * PAGE + slot) * dim..][..dim];
                     to.iter_mut().zip(vector).for_each(|(t, &x)| *t = T::from_f32(x));
@@ -304,7 +322,8 @@ impl<T: Element> Sides<T> {
     }
 
     fn pages(&self) -> usize {
-        self.keys.iter().chain(&self.values).flatten().count()
+        let pages = self.keys.iter().chain(&self.values).flatten();
+        pages.filter(|page| !page.is_cold()).count() + self.spare.len()
     }
 
     fn truncate(&mut self, n: usize) {
@@ -344,7 +363,7 @@ impl<T: Element> Sides<T> {
                 .map(|p| p.as_ref().map(|page| Buffer::from_slice(page)))
                 .collect()
         };
-        Self { keys: side(&self.keys), values: side(&self.values), len: n }
+        Self { keys: side(&self.keys), values: side(&self.values), len: n, spare: Vec::new() }
     }
 
     fn release(&mut self, pages: Range<usize>) -> bool {
@@ -362,7 +381,7 @@ mod tests {
     use super::*;
     use crate::tests::tiny_shape;
 
-    fn fill(store: &mut Store, from: usize, n: usize) {
+    pub(super) fn fill(store: &mut Store, from: usize, n: usize) {
         let row = store.n_kv_heads * store.head_dim;
         let data: Vec<f32> = (from * row..(from + n) * row).map(|x| (x % 251) as f32).collect();
         let negated: Vec<f32> = data.iter().map(|x| -x).collect();

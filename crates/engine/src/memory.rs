@@ -26,6 +26,8 @@ pub struct MemoryPlan {
     pub available: Option<usize>,
     /// Keys and values of one token.
     pub kv_per_token: usize,
+    /// Disk space that keys and values take; not part of the total.
+    pub disk: usize,
 }
 
 /// The plan does not fit.
@@ -72,6 +74,7 @@ impl MemoryPlan {
             total: [weights, kv_bytes, extra, scratch, overhead].into_iter().fold(0, usize::saturating_add),
             available: available(),
             kv_per_token: Store::bytes_per_token(&shape, kv),
+            disk: Store::planned_disk_bytes(&shape, kv, method.on_disk(tokens)),
         }
     }
 
@@ -103,8 +106,13 @@ impl MemoryPlan {
     pub fn line(&self) -> String {
         let available = self.available.map_or(String::new(), |a| format!(" of {} available", human(a)));
         let extra = if self.extra > 0 { format!(" + index {}", human(self.extra)) } else { String::new() };
+        let disk = if self.disk > 0 {
+            format!("; besides {} of disk in {}", human(self.disk), std::env::temp_dir().display())
+        } else {
+            String::new()
+        };
         format!(
-            "memory plan for {} tokens: weights {} + keys and values {} ({} a token){extra} + scratch {} + overhead {} = {}{available}",
+            "memory plan for {} tokens: weights {} + keys and values {} ({} a token){extra} + scratch {} + overhead {} = {}{available}{disk}",
             self.tokens,
             human(self.weights),
             human(self.kv),
@@ -193,6 +201,7 @@ mod tests {
             total: (101 << 20) + 10_000_000_000 + PROGRAM + 1_000_000 * PER_TOKEN,
             available: Some((101 << 20) + PROGRAM + 500_000 * (10_000 + PER_TOKEN)),
             kv_per_token: 10_000,
+            disk: 0,
         };
         let message = plan.check().unwrap_err().to_string();
         assert!(message.contains("about 500000 tokens fit"), "{message}");

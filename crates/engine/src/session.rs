@@ -196,7 +196,7 @@ impl Session {
         self.context.attended_max()
     }
 
-    /// Tokens whose keys and values are still in memory.
+    /// Tokens whose keys and values are still there, in memory or on disk.
     pub fn kept(&self) -> usize {
         self.context.kept()
     }
@@ -204,6 +204,11 @@ impl Session {
     /// Memory held by keys and values, in bytes.
     pub fn kv_bytes(&self) -> usize {
         self.context.kv_bytes()
+    }
+
+    /// Disk space taken by keys and values, in bytes.
+    pub fn disk_bytes(&self) -> u64 {
+        self.context.disk_bytes()
     }
 
     /// Reads a prompt after what was read before. `progress` is called after every step.

@@ -170,6 +170,37 @@ fn several_questions_share_one_reading() {
     }
 }
 
+/// Where keys and values lie changes nothing but the memory they take.
+#[test]
+fn blocks_on_disk_give_what_blocks_in_memory_give() {
+    let engine = engine(2);
+    let (context, question) = (engine.context(&[haystack()]).unwrap(), engine.question(QUESTION).unwrap());
+    let read = |settings: &[&str]| {
+        let mut session = session(&engine, "infllm", settings);
+        session.prefill(&context, &Cancel::default(), |_| {}).unwrap();
+        session.pin();
+        let bytes = (session.kv_bytes(), session.disk_bytes());
+        let mut answers = Vec::new();
+        for _ in 0..2 {
+            let answer = ask(&engine, &mut session, &question, &options(&engine));
+            answers.push((answer, session.logits().to_vec()));
+            // Back into pages that went to disk, and over them again.
+            session.truncate(context.ids.len()).unwrap();
+        }
+        (bytes, answers)
+    };
+    let (memory, disk) = (read(&[]), read(&["cold=disk", "hot=16"]));
+    assert!(memory.1 == disk.1, "answers differ");
+    // About five pages of 1,024 tokens, of which the first, the last and one for what follows stay.
+    assert_eq!(memory.0.1, 0);
+    assert!(
+        disk.0.0 <= memory.0.0 * 3 / 5 && disk.0.1 as usize > memory.0.0 / 2,
+        "{:?}, {:?}",
+        memory.0,
+        disk.0
+    );
+}
+
 #[test]
 fn evidence_points_at_the_sentence() {
     let engine = engine(2);

@@ -1,8 +1,10 @@
-//! Memory aligned to cache lines, zeroed by the operating system when it is first touched.
+//! Memory aligned to cache lines, zeroed by the operating system when it is first touched, or read-only and on disk.
 
+use crate::Extent;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 const ALIGN: usize = 64;
 
@@ -10,9 +12,12 @@ const ALIGN: usize = 64;
 pub struct Buffer<T: bytemuck::Pod> {
     ptr: NonNull<T>,
     len: usize,
+    /// What it is a part of, if it lies on disk.
+    extent: Option<Arc<Extent>>,
 }
 
-// SAFETY: a `Buffer` owns its memory exclusively, as `Vec` does, and `Pod` types carry no shared state.
+// SAFETY: a `Buffer` owns its memory exclusively, as `Vec` does, or shares what nobody writes; `Pod` types carry no shared
+// state.
 unsafe impl<T: bytemuck::Pod + Send> Send for Buffer<T> {}
 // SAFETY: as above; `&Buffer` only gives out `&[T]`.
 unsafe impl<T: bytemuck::Pod + Sync> Sync for Buffer<T> {}
@@ -25,12 +30,12 @@ impl<T: bytemuck::Pod> Buffer<T> {
     pub fn zeroed(len: usize) -> Self {
         let layout = Self::layout(len);
         if layout.size() == 0 {
-            return Self { ptr: NonNull::dangling(), len };
+            return Self { ptr: NonNull::dangling(), len, extent: None };
         }
         // SAFETY: the layout's size is not zero.
         let raw = unsafe { alloc_zeroed(layout) };
         match NonNull::new(raw.cast::<T>()) {
-            Some(ptr) => Self { ptr, len },
+            Some(ptr) => Self { ptr, len, extent: None },
             None => handle_alloc_error(layout),
         }
     }
@@ -42,6 +47,36 @@ impl<T: bytemuck::Pod> Buffer<T> {
         buffer
     }
 
+    /// The `len` elements from byte `start` of `extent` on, read-only.
+    ///
+    /// # Panics
+    /// If the extent is shorter, or the elements do not lie on a 64-byte boundary.
+    pub fn cold(extent: &Arc<Extent>, start: usize, len: usize) -> Self {
+        let bytes = &extent.bytes()[start..][..Self::layout(len).size()];
+        assert!(
+            (bytes.as_ptr() as usize).is_multiple_of(ALIGN),
+            "byte {start} of an extent lies on no boundary"
+        );
+        let ptr = NonNull::from(bytes).cast();
+        Self { ptr, len, extent: Some(Arc::clone(extent)) }
+    }
+
+    /// Whether it lies on disk and can only be read.
+    pub fn is_cold(&self) -> bool {
+        self.extent.is_some()
+    }
+
+    /// Lets elements of a buffer on disk leave memory until they are looked at again; elsewhere does nothing.
+    ///
+    /// # Panics
+    /// If `elements` are not all within the buffer.
+    pub fn forget(&self, elements: Range<usize>) {
+        if let Some(extent) = &self.extent {
+            let part = bytemuck::cast_slice::<T, u8>(&self[elements]);
+            extent.forget(part.as_ptr() as usize - extent.bytes().as_ptr() as usize, part.len());
+        }
+    }
+
     fn layout(len: usize) -> Layout {
         let bytes = len.checked_mul(size_of::<T>()).expect("buffer length overflows");
         Layout::from_size_align(bytes, ALIGN.max(align_of::<T>())).expect("buffer length overflows")
@@ -51,7 +86,7 @@ impl<T: bytemuck::Pod> Buffer<T> {
 impl<T: bytemuck::Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
         let layout = Self::layout(self.len);
-        if layout.size() > 0 {
+        if layout.size() > 0 && self.extent.is_none() {
             // SAFETY: `ptr` came from `alloc_zeroed` with this very layout.
             unsafe { dealloc(self.ptr.as_ptr().cast(), layout) }
         }
@@ -61,14 +96,18 @@ impl<T: bytemuck::Pod> Drop for Buffer<T> {
 impl<T: bytemuck::Pod> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `ptr` is aligned and points to `len` initialised elements (zeroed, and any bytes are a valid `Pod`).
+        // SAFETY: `ptr` is aligned and points to `len` initialised elements (zeroed or in the extent that is held, and any
+        // bytes are a valid `Pod`).
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }
 
 impl<T: bytemuck::Pod> DerefMut for Buffer<T> {
+    /// # Panics
+    /// If the buffer lies on disk.
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as in `deref`, and `&mut self` is exclusive.
+        assert!(self.extent.is_none(), "a buffer on disk can only be read");
+        // SAFETY: as in `deref`, and `&mut self` is exclusive, the memory being the buffer's own.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
     }
 }

@@ -12,6 +12,7 @@
 mod backend;
 pub mod bench;
 mod buffer;
+mod cold;
 pub mod cpu;
 mod kv;
 pub mod limits;
@@ -27,6 +28,7 @@ mod top_k;
 
 pub use backend::{Backend, Queries};
 pub use buffer::Buffer;
+pub use cold::{ColdError, ColdFile, Extent};
 pub use cpu::Cpu;
 pub use half::{bf16, f16};
 pub use kv::{Element, KvView, PAGE, Pages};

@@ -101,12 +101,21 @@ pub struct View {
     pub watched: Range<usize>,
     /// Blocks of tokens that were put away before the view was made, for traces.
     pub archived: Vec<Archived>,
+    /// Tokens that this layer is not expected to look at soon: what was read back of them from disk leaves memory again.
+    pub cooled: Vec<Range<usize>>,
 }
 
 impl View {
     /// A view of `segments` (one list for all KV heads, or one a KV head) by the raw queries.
     pub fn new(segments: Vec<Vec<Segment>>) -> Self {
-        Self { segments, selections: Vec::new(), queries: None, watched: 0..0, archived: Vec::new() }
+        Self {
+            segments,
+            selections: Vec::new(),
+            queries: None,
+            watched: 0..0,
+            archived: Vec::new(),
+            cooled: Vec::new(),
+        }
     }
 }
 
@@ -231,6 +240,12 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     /// Told the token ids of its catalyst.
     fn set_catalyst(&mut self, _ids: &[u32]) {}
 
+    /// (c) Tokens that may leave memory for the disk once `len` tokens are in the store: they can still be attended to, at the
+    /// price of reading them back ([`View::cooled`] says when that is over).
+    fn cold(&self, _len: usize) -> Range<usize> {
+        0..0
+    }
+
     /// Forgets what it knows of tokens from `n` on: a length for which [`Method::returns_to`] holds, or the one at which the
     /// running step began.
     fn truncate(&mut self, _n: usize) {}
@@ -249,6 +264,11 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     /// Tokens whose keys and values stay in memory out of `n`, for planning: those of a pinned state included.
     fn kept(&self, n: usize) -> usize {
         n
+    }
+
+    /// Tokens out of `n` whose keys and values lie on disk, for planning.
+    fn on_disk(&self, _n: usize) -> usize {
+        0
     }
 
     /// The most tokens of one step, for planning.

@@ -57,7 +57,7 @@ impl<T: Element> Table<T> {
     pub(super) fn set_element(&mut self, i: u32, element: usize, value: f32) {
         let (page, row) = (i as usize / PAGE, i as usize % PAGE);
         if let Some(page) = &mut self.pages[page] {
-            page[row * self.dim + element] = bf16::from_f32(value);
+            page[row * self.dim + element] = T::from_f32(value);
         }
     }
 

@@ -127,6 +127,7 @@ struct Mark {
     generated: Vec<u32>,
     attended_max: usize,
     kv_bytes: usize,
+    disk_bytes: u64,
     peak: Option<usize>,
     phases: Option<Phases>,
 }
@@ -187,6 +188,7 @@ impl<'a> Reading<'a> {
             generated,
             attended_max: self.session.attended_max(),
             kv_bytes: self.session.kv_bytes(),
+            disk_bytes: self.session.disk_bytes(),
             peak: peak_rss(),
             phases,
         };
@@ -270,7 +272,7 @@ impl Mark {
             "prefill_s": self.prefill.map(|time| time.as_secs_f64()), "prefill_tok_s": prefill,
             "end_tokens": self.end.0, "end_tok_s": end,
             "decode_s": self.decode.as_secs_f64(), "decode_tok_s": decode,
-            "attended_max": self.attended_max, "kv_bytes": self.kv_bytes,
+            "attended_max": self.attended_max, "kv_bytes": self.kv_bytes, "disk_bytes": self.disk_bytes,
             "peak_rss_bytes": self.peak, "memory_plan": plan,
         })
     }
@@ -316,7 +318,7 @@ mod tests {
             ("streaming-llm", &[]),
             ("full", &["reference=true"]),
             ("infinipot", &[]),
-            ("infllm", &[]),
+            ("infllm", &["cold=disk"]),
         ];
         for (name, settings) in arms {
             let mut reading = Reading::new(session(&engine, name, settings), &ids, None);

@@ -58,6 +58,8 @@ pub(super) struct Pending {
 pub(super) struct LayerMemory {
     known: Snapshot,
     representatives: Option<Representatives>,
+    /// Blocks in the order of their last use.
+    hot: Vec<usize>,
 }
 
 /// All of it but the representatives of blocks that stay whatever follows.
@@ -126,6 +128,18 @@ impl LayerMemory {
         let mut blocks: Vec<usize> = found.collect();
         blocks.sort_unstable();
         blocks
+    }
+
+    /// Blocks that were put away.
+    pub(super) fn blocks(&self) -> usize {
+        self.representatives.as_ref().map_or(0, Representatives::len)
+    }
+
+    /// Takes note of blocks in use; returns those used longest ago, beyond `hot`.
+    pub(super) fn used(&mut self, blocks: &[usize], hot: usize) -> Vec<usize> {
+        self.hot.retain(|b| !blocks.contains(b));
+        self.hot.extend(blocks);
+        self.hot.drain(..self.hot.len().saturating_sub(hot)).collect()
     }
 
     /// What a return to now needs.

@@ -21,7 +21,7 @@ use super::{LayerCall, Method, Selection, Step, View, chunks, question_apart};
 use crate::ModelShape;
 use crate::settings::{MethodError, MethodSpec, Settings};
 use memory::{Cuts, LayerMemory, Pending};
-use reattention_kernels::{Band, KeySet, Position, RopeTable, Segment};
+use reattention_kernels::{Band, ColdFile, KeySet, PAGE, Position, RopeTable, Segment};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -35,6 +35,9 @@ pub struct InfLlm {
     exc_block: usize,
     chunk: usize,
     reference: bool,
+    /// Blocks lie on disk, all but the last ones used.
+    cold: bool,
+    hot: usize,
     layers: Vec<LayerMemory>,
     /// The pinned length and what every layer knew then.
     pinned: Option<(usize, Vec<memory::Snapshot>)>,
@@ -62,14 +65,17 @@ impl InfLlm {
             block,
             representatives: read.count("repr", block.min(4))?,
         };
+        let top_k = read.count("top_k", 16)?;
         let method = Self {
             n_heads: shape.n_heads,
             head_dim: shape.head_dim,
             cuts,
-            top_k: read.count("top_k", 16)?,
+            top_k,
             exc_block,
             chunk: read.count("chunk", exc_block)?,
             reference: read.value("reference", false)?,
+            cold: read.choice("cold", &[("memory", false), ("disk", true)])?,
+            hot: read.count("hot", 2 * top_k)?,
             layers: (0..shape.n_layers).map(|_| LayerMemory::default()).collect(),
             pinned: None,
         };
@@ -79,6 +85,7 @@ impl InfLlm {
             ("repr", cuts.representatives, 1, block),
             ("exc_block", exc_block, 1, local),
             ("chunk", method.chunk, 1, usize::MAX),
+            ("hot", method.hot, top_k, usize::MAX),
         ];
         for (name, value, least, most) in ranges {
             if !(least..=most).contains(&value) {
@@ -134,6 +141,8 @@ impl Method for InfLlm {
             ("repr", self.cuts.representatives.to_string()),
             ("exc_block", self.exc_block.to_string()),
             ("chunk", self.chunk.to_string()),
+            ("cold", if self.cold { "disk" } else { "memory" }.to_string()),
+            ("hot", self.hot.to_string()),
             ("reference", self.reference.to_string()),
         ]
     }
@@ -171,6 +180,10 @@ impl Method for InfLlm {
         let mut view = View::new(vec![vec![near, far]]);
         view.watched = 0..1;
         view.archived = archived;
+        if self.cold {
+            let left = self.layers[call.layer].used(&blocks, self.hot);
+            view.cooled = left.into_iter().map(|b| cuts.tokens_of(b)).collect();
+        }
         if n_blocks > 0 {
             let tokens = blocks.iter().flat_map(|&b| cuts.tokens_of(b)).map(|t| t as u32).collect();
             view.selections = vec![Selection { tokens, ..Selection::default() }];
@@ -182,6 +195,30 @@ impl Method for InfLlm {
         let tokens = call.step.tokens.clone();
         let oldest = (tokens.start + 1).saturating_sub(self.cuts.local);
         self.layers[call.layer].watched(Pending { tokens, oldest, mass: mass.into() });
+    }
+
+    fn cold(&self, _len: usize) -> Range<usize> {
+        // A block whose representatives are not chosen yet is about to be read.
+        let blocks = self.layers.iter().map(LayerMemory::blocks).min().unwrap_or(0);
+        let end = if self.cold { self.cuts.global + blocks * self.cuts.block } else { 0 };
+        self.cuts.global.min(end)..end
+    }
+
+    fn on_disk(&self, n: usize) -> usize {
+        let pages = self.cuts.global.div_ceil(PAGE)..self.cuts.waiting(n).start / PAGE;
+        if self.cold { pages.len() * PAGE } else { 0 }
+    }
+
+    fn kept(&self, n: usize) -> usize {
+        if !self.cold {
+            return n;
+        }
+        // A block lies at worst across the ends of what the system reads around it, for each head: counted as tokens of
+        // the smaller type.
+        let around = (ColdFile::AROUND / (2 * self.head_dim)).min(PAGE);
+        let read_back = self.hot.max(self.top_k).min(self.cuts.blocks(n)) * (self.cuts.block + 2 * around);
+        let late = self.largest_step() + self.cuts.block + PAGE;
+        n.min(n - self.on_disk(n.saturating_sub(late)) + read_back)
     }
 
     fn truncate(&mut self, n: usize) {

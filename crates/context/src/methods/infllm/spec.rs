@@ -6,7 +6,7 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
     name: "infllm",
     paper: "InfLLM: Training-Free Long-Context Extrapolation for LLMs with an Efficient Context Memory (arXiv 2402.04617)",
     summary: "a local window and the blocks of far tokens whose representative keys answer the queries best, all at one distance",
-    cost: "time O(n²/block) in prefill, a block of queries scoring once for all, and O(n/block) per answer token; memory O(n)",
+    cost: "time O(n²/block) in prefill, a block of queries scoring once for all, and O(n/block) per answer token; memory O(n), or under cold=disk O(n/block) and the disk O(n)",
     suits: "all models without sliding-window layers; far tokens lose their order, since all stand at the same distance",
     params: &[
         ParamSpec {
@@ -50,6 +50,18 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
             default: "exc_block",
             range: "an integer of at least 1",
             doc: "tokens after which execution blocks start anew, as the published code's forward calls make them (chunk_size)",
+        },
+        ParamSpec {
+            name: "cold",
+            default: "memory",
+            range: "memory or disk",
+            doc: "where blocks lie: in memory, or in an unnamed temporary file (in the folder that TMPDIR names), from which those that are looked at are read back",
+        },
+        ParamSpec {
+            name: "hot",
+            default: "twice top_k",
+            range: "an integer of at least top_k",
+            doc: "blocks of each layer that stay in memory under cold=disk, the last ones used (max_cached_block)",
         },
         ParamSpec {
             name: "reference",
