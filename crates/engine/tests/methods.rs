@@ -273,8 +273,16 @@ fn below_its_scope_a_method_is_full_attention() {
     for backend in backends() {
         let full = logits(&model, "full", &small("full")[0], &ids(16, 2), &backend);
         // All but string, whose temperature holds at every length.
-        let methods =
-            ["reattention", "streaming-llm", "lm-infinite", "self-extend", "dca", "mesa", "infllm", "infinipot"];
+        let methods = [
+            "reattention",
+            "streaming-llm",
+            "lm-infinite",
+            "self-extend",
+            "dca",
+            "mesa",
+            "infllm",
+            "infinipot",
+        ];
         for method in methods {
             for settings in small(method) {
                 assert!(
@@ -361,9 +369,17 @@ fn streaming_equals_a_cache_that_evicts() {
 #[test]
 fn a_model_with_sliding_layers_is_refused_by_methods_that_cannot_serve_it() {
     let model = model("mistral", &[("sliding_window", 24.into())]);
-    for method in
-        ["reattention", "streaming-llm", "lm-infinite", "string", "self-extend", "dca", "mesa", "infllm", "infinipot"]
-    {
+    for method in [
+        "reattention",
+        "streaming-llm",
+        "lm-infinite",
+        "string",
+        "self-extend",
+        "dca",
+        "mesa",
+        "infllm",
+        "infinipot",
+    ] {
         let error = build(method, &Settings::new(), model.shape()).unwrap_err();
         assert!(
             matches!(&error, MethodError::Unsuited { .. }) && error.to_string().contains("24"),

@@ -251,13 +251,14 @@ impl Method for InfiniPot {
     }
 
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
+        let rope = call.ropes.for_positions(call.kv.len)?;
         let segment = Segment {
             keys: KeySet::Range(0..call.kv.len),
             band: Band::CAUSAL,
             key_position: Position::Index { offset: 0 },
             query_position: Position::Index { offset: 0 },
-            key_rope: call.ropes.for_positions(call.kv.len)?,
-            query_rope: call.ropes.for_positions(call.kv.len)?,
+            key_rope: Arc::clone(&rope),
+            query_rope: rope,
         };
         // The same slots for all KV heads, but not the same tokens.
         Ok(View::new(vec![vec![segment]; self.shape.n_kv_heads]))
