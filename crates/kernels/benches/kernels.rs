@@ -1,6 +1,7 @@
 //! Prints how close each kernel comes to the limits of this machine.
 //!
-//! `cargo bench -p reattention-kernels -- [NAME] [threads=N] [rounds=N]`, where NAME is a part of a kernel's name.
+//! `cargo bench -p reattention-kernels -- [NAME] [threads=N] [rounds=N]`, where NAME is a part of a kernel's name. Weights in
+//! blocks are measured beside the same weights in bf16; `reattn bench --kernels` also beside candle's product.
 
 use reattention_kernels::cpu::CpuError;
 use reattention_kernels::{Backend, Cpu, bench};
@@ -19,7 +20,7 @@ fn main() -> Result<(), CpuError> {
     let cpu = Cpu::new(threads)?;
     println!("{}", cpu.name());
     println!("{:48} {:>10} {:>10} {:8} {:>6} {:>6}", "kernel", "value", "limit", "unit", "ratio", "goal");
-    bench::run(&cpu, rounds, &only, |r| {
+    bench::run(&cpu, rounds, &only, None, |r| {
         println!(
             "{:48} {:10.1} {:10.1} {:8} {:6.2} {:6.2}",
             r.name, r.value, r.limit, r.unit, r.of_limit, r.goal

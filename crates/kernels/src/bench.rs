@@ -2,8 +2,8 @@
 
 use crate::limits::Meter;
 use crate::{
-    Backend, Band, Buffer, Cpu, HeadPairing, KeySet, KvView, Matrix, MatrixData, PAGE, Pages, Position,
-    Queries, RopeTable, Segment, TopKRequest, TopKRule, bf16,
+    Backend, Band, BlockType, Buffer, Cpu, HeadPairing, KeySet, KvView, Matrix, MatrixData, PAGE, Pages,
+    Position, Queries, RopeTable, Segment, TopKRequest, TopKRule, bf16,
 };
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,13 +17,21 @@ pub struct Record {
     pub value: f64,
     /// Unit of `value` and `limit`: `GFLOP/s` or `GB/s`.
     pub unit: &'static str,
-    /// What the machine can do at most (median over the rounds).
+    /// What the machine can do at most, or, for weights in blocks, what the faster of two other ways does: the peer's
+    /// product, and ours with the same weights in bf16 (median over the rounds).
     pub limit: f64,
     /// `value / limit`, the median of the ratios of single rounds.
     pub of_limit: f64,
     /// The ratio aimed for.
     pub goal: f64,
 }
+
+/// Another implementation of the product with weights in blocks, made from their type, `[rows, inputs, outputs]` and
+/// bytes: calling it with `x: [rows, inputs]` fills `y: [rows, outputs]`.
+pub type Peer<'a> = &'a dyn Fn(BlockType, [usize; 3], &[u8]) -> Product;
+
+/// See [`Peer`].
+pub type Product = Box<dyn FnMut(&[f32], &mut [f32]) + Send>;
 
 /// What bounds a kernel, with the work of one call.
 #[derive(Clone, Copy)]
@@ -38,9 +46,15 @@ enum Bound {
 
 /// Measures every kernel `rounds` times with the path and threads of `cpu`, each run beside its limit.
 ///
-/// `only` keeps the kernels whose name contains it (all when empty). Takes about `rounds` seconds on two threads, and
-/// up to 1 GiB of memory. Each record goes to `done` as soon as it is known.
-pub fn run(cpu: &Cpu, rounds: usize, only: &str, mut done: impl FnMut(&Record)) -> Vec<Record> {
+/// `only` keeps the kernels whose name contains it (all when empty). A `peer` should run on as many threads as `cpu`. Takes
+/// some `2 · rounds` seconds on two threads, and up to 1 GiB of memory. Each record goes to `done` as soon as it is known.
+pub fn run(
+    cpu: &Cpu,
+    rounds: usize,
+    only: &str,
+    peer: Option<Peer<'_>>,
+    mut done: impl FnMut(&Record),
+) -> Vec<Record> {
     let mut bench = Bench {
         cpu,
         meter: Meter::new(cpu),
@@ -53,6 +67,12 @@ pub fn run(cpu: &Cpu, rounds: usize, only: &str, mut done: impl FnMut(&Record)) 
     bench.linear("linear.f32.prefill", 512, 2048, 2048, false, 0.85);
     bench.linear("linear.bf16.decode", 1, 4096, 16384, true, 0.85);
     bench.linear("linear.f32.decode", 1, 4096, 16384, false, 0.85);
+    for kind in
+        [BlockType::Q8_0, BlockType::Q4K, BlockType::Q6K, BlockType::Q5K, BlockType::Q4_0, BlockType::Q5_0]
+    {
+        bench.blocks(kind, 512, 2048, 2048, peer);
+        bench.blocks(kind, 1, 4096, 16384, peer);
+    }
     bench.top_k(
         "top_k.bf16.prefill",
         Shape { q_len: 512, n_heads: 14, n_kv_heads: 2, head_dim: 64, keys: 32_768 },
@@ -61,6 +81,11 @@ pub fn run(cpu: &Cpu, rounds: usize, only: &str, mut done: impl FnMut(&Record)) 
     bench.top_k(
         "top_k.bf16.prefill",
         Shape { q_len: 512, n_heads: 14, n_kv_heads: 2, head_dim: 64, keys: 131_072 },
+        0.7,
+    );
+    bench.top_k(
+        "top_k.bf16.prefill",
+        Shape { q_len: 512, n_heads: 32, n_kv_heads: 8, head_dim: 128, keys: 131_072 },
         0.7,
     );
     bench.top_k(
@@ -149,6 +174,44 @@ impl Bench<'_> {
         self.measure(name, bound, goal, |_| cpu.linear(&x, rows, &w, None, &mut y));
     }
 
+    fn blocks(
+        &mut self,
+        kind: BlockType,
+        rows: usize,
+        inputs: usize,
+        outputs: usize,
+        peer: Option<Peer<'_>>,
+    ) {
+        let phase = if rows == 1 { "decode" } else { "prefill" };
+        let name = format!("linear.{}.{phase}.{rows}x{inputs}x{outputs}", kind.name());
+        let bytes = kind.row_bytes(inputs).unwrap_or_default() * outputs;
+        if !name.contains(self.only) || bytes == 0 {
+            return;
+        }
+        // Without the largest exponents in its half-precision numbers.
+        let blocks = noise(bytes, 8, |x| ((x + 1.0) * 128.0) as u8 & 0x3b);
+        let mut product = peer.map(|peer| peer(kind, [rows, inputs, outputs], &blocks));
+        let dense = MatrixData::Bf16(noise(outputs * inputs, 1, bf16::from_f32));
+        let (Ok(w), Ok(dense)) = (
+            Matrix::new(outputs, inputs, MatrixData::Blocks(kind, blocks)),
+            Matrix::new(outputs, inputs, dense),
+        ) else {
+            return;
+        };
+        let x = noise(rows * inputs, 2, |x| x);
+        let (mut y, mut y_peer) = (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
+        let (unit, work) = match rows {
+            1 => ("GB/s", bytes as f64),
+            _ => ("GFLOP/s", 2.0 * (rows * inputs * outputs) as f64),
+        };
+        let cpu = self.cpu;
+        let limit = |_: &Meter<'_>| {
+            let theirs = product.as_mut().map_or(0.0, |p| rate(cpu, work, || p(&x, &mut y_peer)));
+            theirs.max(rate(cpu, work, || cpu.linear(&x, rows, &dense, None, &mut y_peer)))
+        };
+        self.beside(name, work, unit, 0.8, limit, |_| cpu.linear(&x, rows, &w, None, &mut y));
+    }
+
     fn top_k(&mut self, name: &str, shape: Shape, goal: f64) {
         let Shape { q_len, n_heads, n_kv_heads, head_dim, keys } = shape;
         let name = format!("{name}.{q_len}x{n_heads}x{head_dim}.{n_kv_heads}x{keys}");
@@ -218,26 +281,31 @@ impl Bench<'_> {
     }
 
     /// Runs `call` beside its limit. It is told how often it has been called before.
-    fn measure(&mut self, name: String, bound: Bound, goal: f64, mut call: impl FnMut(usize) + Send) {
-        /// Seconds a round should last at least.
-        const ROUND: f64 = 0.03;
-        let Self { cpu, meter, .. } = self;
+    fn measure(&mut self, name: String, bound: Bound, goal: f64, call: impl FnMut(usize) + Send) {
+        match bound {
+            Bound::Bf16(work) => self.beside(name, work, "GFLOP/s", goal, Meter::bf16_gflops, call),
+            Bound::F32(work) => self.beside(name, work, "GFLOP/s", goal, Meter::f32_gflops, call),
+            Bound::Read(work) => self.beside(name, work, "GB/s", goal, Meter::read_gbytes, call),
+        }
+    }
+
+    /// Runs `limit` and `call` in turn; `call` does `work` billionths of the unit a second.
+    fn beside(
+        &mut self,
+        name: String,
+        work: f64,
+        unit: &'static str,
+        goal: f64,
+        mut limit: impl FnMut(&Meter<'_>) -> f64,
+        mut call: impl FnMut(usize) + Send,
+    ) {
         let (mut values, mut limits, mut ratios, mut calls) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for round in 0..=self.rounds {
-            let limit = match bound {
-                Bound::Bf16(_) => meter.bf16_gflops(),
-                Bound::F32(_) => meter.f32_gflops(),
-                Bound::Read(_) => meter.read_gbytes(),
-            };
-            let (start, before) = (Instant::now(), calls);
-            cpu.install(&mut || {
-                while calls == before || start.elapsed().as_secs_f64() < ROUND {
-                    call(calls);
-                    calls += 1;
-                }
+            let limit = limit(&self.meter);
+            let value = rate(self.cpu, work, || {
+                call(calls);
+                calls += 1;
             });
-            let (Bound::Bf16(work) | Bound::F32(work) | Bound::Read(work)) = bound;
-            let value = work * (calls - before) as f64 / start.elapsed().as_secs_f64() / 1e9;
             // The first round warms up.
             if round > 0 {
                 values.push(value);
@@ -245,12 +313,25 @@ impl Bench<'_> {
                 ratios.push(value / limit);
             }
         }
-        let unit = if matches!(bound, Bound::Read(_)) { "GB/s" } else { "GFLOP/s" };
         let (value, limit, of_limit) = (median(values), median(limits), median(ratios));
         let record = Record { name, value, unit, limit, of_limit, goal };
         (self.done)(&record);
         self.records.push(record);
     }
+}
+
+/// Billions of `work` a second that repeated calls do.
+fn rate(cpu: &Cpu, work: f64, mut call: impl FnMut() + Send) -> f64 {
+    /// Seconds to call for at least.
+    const ROUND: f64 = 0.03;
+    let (start, mut calls) = (Instant::now(), 0);
+    cpu.install(&mut || {
+        while calls == 0 || start.elapsed().as_secs_f64() < ROUND {
+            call();
+            calls += 1;
+        }
+    });
+    work * calls as f64 / start.elapsed().as_secs_f64() / 1e9
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -283,7 +364,7 @@ mod tests {
     fn a_record_compares_a_kernel_with_its_limit() {
         let cpu = Cpu::with_path(1, Path::best()).unwrap();
         let mut seen = 0;
-        let records = run(&cpu, 1, "linear.bf16.decode", |_| seen += 1);
+        let records = run(&cpu, 1, "linear.bf16.decode", None, |_| seen += 1);
         assert_eq!((records.len(), seen), (1, 1));
         let record = &records[0];
         assert_eq!((record.name.as_str(), record.unit), ("linear.bf16.decode.1x4096x16384", "GB/s"));

@@ -11,6 +11,7 @@
 
 mod backend;
 pub mod bench;
+mod blocks;
 mod buffer;
 mod cold;
 pub mod cpu;
@@ -27,6 +28,7 @@ mod signs;
 mod top_k;
 
 pub use backend::{Backend, Queries};
+pub use blocks::BlockType;
 pub use buffer::Buffer;
 pub use cold::{ColdError, ColdFile, Extent};
 pub use cpu::Cpu;

@@ -1,6 +1,6 @@
 //! Dense weight matrices in the type they were stored in.
 
-use crate::Buffer;
+use crate::{BlockType, Buffer};
 use half::{bf16, f16};
 
 /// The elements of a [`Matrix`].
@@ -12,20 +12,8 @@ pub enum MatrixData {
     F16(Buffer<f16>),
     /// bfloat16.
     Bf16(Buffer<bf16>),
-    /// GGML's Q8_0: blocks of 34 bytes, a little-endian half-precision scale and 32 signed bytes. Rows are whole blocks.
-    Q8_0(Buffer<u8>),
-}
-
-/// Elements of a Q8_0 block.
-pub(crate) const Q8_0_LEN: usize = 32;
-
-/// Bytes of a Q8_0 block.
-pub(crate) const Q8_0_BYTES: usize = 34;
-
-/// The scale of a Q8_0 block.
-#[inline(always)]
-pub(crate) fn q8_0_scale(block: &[u8]) -> f32 {
-    f16::from_le_bytes([block[0], block[1]]).to_f32()
+    /// Blocks of few bits. Rows are whole blocks.
+    Blocks(BlockType, Buffer<u8>),
 }
 
 /// A weight matrix `[rows, cols]`, row-major: `rows` outputs, `cols` inputs.
@@ -64,17 +52,18 @@ impl Matrix {
     /// A matrix from its elements.
     ///
     /// # Errors
-    /// When there are not exactly `rows * cols` elements, or, for blocks, `cols` is no multiple of 32.
+    /// When there are not exactly `rows * cols` elements, or `cols` is no whole number of blocks.
     pub fn new(rows: usize, cols: usize, data: MatrixData) -> Result<Self, MatrixError> {
-        let len = match &data {
-            MatrixData::F32(d) => d.len(),
-            MatrixData::F16(d) => d.len(),
-            MatrixData::Bf16(d) => d.len(),
-            MatrixData::Q8_0(d) if d.len() % Q8_0_BYTES == 0 => d.len() / Q8_0_BYTES * Q8_0_LEN,
-            MatrixData::Q8_0(_) => usize::MAX,
+        let (len, block) = match &data {
+            MatrixData::F32(d) => (d.len(), 1),
+            MatrixData::F16(d) => (d.len(), 1),
+            MatrixData::Bf16(d) => (d.len(), 1),
+            MatrixData::Blocks(kind, d) if d.len() % kind.bytes() == 0 => {
+                (d.len() / kind.bytes() * kind.len(), kind.len())
+            }
+            MatrixData::Blocks(kind, _) => (usize::MAX, kind.len()),
         };
-        let whole = !matches!(data, MatrixData::Q8_0(_)) || cols.is_multiple_of(Q8_0_LEN);
-        if rows.checked_mul(cols) != Some(len) || !whole {
+        if rows.checked_mul(cols) != Some(len) || !cols.is_multiple_of(block) {
             return Err(MatrixError { rows, cols, len });
         }
         Ok(Self { rows, cols, data })
@@ -101,7 +90,7 @@ impl Matrix {
             MatrixData::F32(d) => size_of_val(&d[..]),
             MatrixData::F16(d) => size_of_val(&d[..]),
             MatrixData::Bf16(d) => size_of_val(&d[..]),
-            MatrixData::Q8_0(d) => d.len(),
+            MatrixData::Blocks(_, d) => d.len(),
         }
     }
 
@@ -116,13 +105,10 @@ impl Matrix {
             MatrixData::F32(d) => out.copy_from_slice(&d[range]),
             MatrixData::F16(d) => out.iter_mut().zip(&d[range]).for_each(|(o, x)| *o = x.to_f32()),
             MatrixData::Bf16(d) => out.iter_mut().zip(&d[range]).for_each(|(o, x)| *o = x.to_f32()),
-            MatrixData::Q8_0(d) => {
-                let row_bytes = self.cols / Q8_0_LEN * Q8_0_BYTES;
-                let blocks = d[row * row_bytes..(row + 1) * row_bytes].chunks_exact(Q8_0_BYTES);
-                for (block, out) in blocks.zip(out.chunks_exact_mut(Q8_0_LEN)) {
-                    let scale = q8_0_scale(block);
-                    out.iter_mut().zip(&block[2..]).for_each(|(o, &b)| *o = scale * f32::from(b as i8));
-                }
+            MatrixData::Blocks(kind, d) => {
+                let row_bytes = self.cols / kind.len() * kind.bytes();
+                let blocks = d[row * row_bytes..(row + 1) * row_bytes].chunks_exact(kind.bytes());
+                blocks.zip(out.chunks_exact_mut(kind.len())).for_each(|(block, out)| kind.decode(block, out));
             }
         }
     }

@@ -25,7 +25,7 @@ pub use decoder::{Logits, Model, Observer, Scratch, loss_bytes};
 pub use error::ModelError;
 pub use family::{Family, TensorNames};
 pub use linear::{Linear, Weight};
-pub use quant::QuantMatrix;
+pub use quant::{QuantMatrix, candle_product};
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::{DecodeStream, Encoded, Tokenizer};
 pub use weights::{LayerWeights, SafeTensors, Source, WeightPlan, Weights};

@@ -6,14 +6,14 @@
 //! with pair products round the activations to bf16 there; every other combination computes in f32.
 
 use super::Path;
+use super::blocks::linear_blocks;
 use super::pool::{Pool, Shared};
-use super::q8_0::linear_q8_0;
 use super::simd::{Kernel, Load, Operand, Pair, Simd, Single, next_rows, tile, with_rows};
 use crate::{Matrix, MatrixData};
 use half::{bf16, f16};
 
 /// Up to this many rows weights are read in place.
-pub(super) const FEW_ROWS: usize = 4;
+const FEW_ROWS: usize = 4;
 
 /// Bytes of weights one thread takes at a time when there are few rows.
 const STRIP_BYTES: usize = 128 << 10;
@@ -58,32 +58,88 @@ pub(crate) fn linear(
         // Rows of an odd length do not start on whole units.
         MatrixData::Bf16(w) if path.has_pair_dot() && inputs % 2 == 0 => call.pair(w),
         MatrixData::Bf16(w) => call.single(w),
-        MatrixData::Q8_0(blocks) => linear_q8_0(pool, path, x, rows, w, blocks, bias, y),
+        MatrixData::Blocks(kind, blocks) => linear_blocks(&call, *kind, blocks),
     }
 }
 
+/// The arguments of one call.
 #[derive(Clone, Copy)]
-struct Call<'a> {
-    pool: &'a Pool,
-    path: Path,
-    x: &'a [f32],
-    rows: usize,
+pub(super) struct Call<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) path: Path,
+    /// `[rows, inputs]`.
+    pub(super) x: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) bias: Option<&'a [f32]>,
+    /// `[rows, outputs]`.
+    pub(super) y: Shared<f32>,
+}
+
+/// Rows of weights that panels are made from.
+pub(super) trait Weights: Copy + Send + Sync {
+    /// Rows are cut at multiples of so many elements.
+    const WHOLE: usize;
+
+    /// Writes elements `from..from + len` of row `row` as units; an element missing to a whole unit is zero.
+    unsafe fn unpack<S: Simd, M: Operand>(self, row: usize, from: usize, len: usize, units: *mut u32);
+
+    /// All rows, where they are units as they stand.
+    fn units<M: Operand>(self) -> Option<*const u32> {
+        None
+    }
+}
+
+/// Rows of `inputs` elements.
+#[derive(Clone, Copy)]
+struct Dense<'a, T> {
+    w: &'a [T],
     inputs: usize,
-    outputs: usize,
-    bias: Option<&'a [f32]>,
-    y: Shared<f32>,
+}
+
+impl<T: Load> Weights for Dense<'_, T> {
+    const WHOLE: usize = 1;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd, M: Operand>(self, row: usize, from: usize, len: usize, units: *mut u32) {
+        let row = &self.w[row * self.inputs + from..][..len];
+        let whole = len - len % S::LANES;
+        // SAFETY: within the row, and within the units it fills.
+        unsafe {
+            for i in (0..whole).step_by(S::LANES) {
+                M::put::<S>(units, i, T::load::<S>(row[i..].as_ptr()));
+            }
+            for i in whole..len {
+                M::put_one(units, i, row[i].widen());
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn units<M: Operand>(self) -> Option<*const u32> {
+        (size_of::<T>() * M::PER_UNIT == 4).then_some(self.w.as_ptr().cast())
+    }
 }
 
 impl Call<'_> {
     fn single<T: Load>(&self, w: &[T]) {
-        if self.rows <= FEW_ROWS { self.few(w) } else { self.many::<Single, T>(w) }
+        if self.rows <= FEW_ROWS {
+            self.few(w)
+        } else {
+            self.many::<Single, _>(Dense { w, inputs: self.inputs })
+        }
     }
 
     fn pair(&self, w: &[bf16]) {
-        if self.rows <= FEW_ROWS { self.few(w) } else { self.many::<Pair, bf16>(w) }
+        if self.rows <= FEW_ROWS {
+            self.few(w)
+        } else {
+            self.many::<Pair, _>(Dense { w, inputs: self.inputs })
+        }
     }
 
-    fn is_small(&self) -> bool {
+    pub(super) fn is_small(&self) -> bool {
         self.rows * self.inputs * self.outputs < SMALL
     }
 
@@ -97,7 +153,7 @@ impl Call<'_> {
         self.pool.each(self.outputs.div_ceil(strip), self.is_small(), || (), work);
     }
 
-    fn many<M: Operand, T: Load>(&self, w: &[T]) {
+    pub(super) fn many<M: Operand, W: Weights>(&self, w: W) {
         let units = self.inputs.div_ceil(M::PER_UNIT);
         // A stride that is no power of two keeps the rows of a tile out of each other's cache sets.
         let stride = units.next_multiple_of(16) + 16;
@@ -121,11 +177,12 @@ impl Call<'_> {
         let row_block = if panels >= 16 { self.rows } else { ROW_BLOCK };
         let row_blocks = self.rows.div_ceil(row_block);
         let depth = units.div_ceil(units.div_ceil(DEPTH).max(1)).max(1);
+        let depth = depth.next_multiple_of(W::WHOLE.div_ceil(M::PER_UNIT));
         let work = |panel: &mut Vec<u32>, i: usize| {
             let rows = i % row_blocks * row_block..((i % row_blocks + 1) * row_block).min(self.rows);
             let first = i / row_blocks * width;
             let outputs = first..(first + width).min(self.outputs);
-            let job = Panel::<M, T> {
+            let job = Panel::<M, W> {
                 call: self,
                 w,
                 x: &x,
@@ -139,7 +196,7 @@ impl Call<'_> {
             // SAFETY: the path is available; panels and blocks of rows are disjoint parts of `y`.
             unsafe { self.path.call(job) }
         };
-        // Room for the panel and, behind it, sixteen widened rows of weights.
+        // Room for the panel and, behind it, sixteen unpacked rows of weights.
         let scratch = || vec![0u32; depth * (width + 16)];
         self.pool.each(panels * row_blocks, self.is_small(), scratch, work);
     }
@@ -240,9 +297,9 @@ impl<M: Operand> Kernel for PackRows<'_, M> {
 }
 
 /// One panel of outputs for a block of rows.
-struct Panel<'a, M, T> {
+struct Panel<'a, M, W> {
     call: &'a Call<'a>,
-    w: &'a [T],
+    w: W,
     /// `[rows, stride]` units.
     x: &'a [u32],
     stride: usize,
@@ -254,7 +311,7 @@ struct Panel<'a, M, T> {
     operand: M,
 }
 
-impl<M: Operand, T: Load> Kernel for Panel<'_, M, T> {
+impl<M: Operand, W: Weights> Kernel for Panel<'_, M, W> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         let units = self.call.inputs.div_ceil(M::PER_UNIT);
@@ -283,7 +340,7 @@ impl<M: Operand, T: Load> Kernel for Panel<'_, M, T> {
     }
 }
 
-impl<M: Operand, T: Load> Panel<'_, M, T> {
+impl<M: Operand, W: Weights> Panel<'_, M, W> {
     /// Writes the transposed weights to `panel: [count, COLS · LANES]`, zeros where there is no output.
     #[inline(always)]
     unsafe fn pack<S: Simd>(&mut self, from: usize, count: usize) {
@@ -291,30 +348,25 @@ impl<M: Operand, T: Load> Panel<'_, M, T> {
         if n < width {
             self.panel[..count * width].fill(0);
         }
-        let (panel, widened) = self.panel.split_at_mut(self.depth * width);
+        let (panel, unpacked) = self.panel.split_at_mut(self.depth * width);
         let panel = panel.as_mut_ptr();
         // SAFETY: reads stay within the outputs' rows and the units `from..from + count`; writes within the panel.
         unsafe {
-            let w = self.w.as_ptr().add(self.outputs.start * inputs + from * M::PER_UNIT);
-            if size_of::<T>() * M::PER_UNIT == 4 {
-                // A row of weights is a row of units as it stands.
-                S::transpose(w.cast(), inputs / M::PER_UNIT, n, count, panel, width);
+            if let Some(rows) = self.w.units::<M>() {
+                let stride = inputs / M::PER_UNIT;
+                let rows = rows.add(self.outputs.start * stride + from);
+                S::transpose(rows, stride, n, count, panel, width);
                 return;
             }
+            let len = (count * M::PER_UNIT).min(inputs - from * M::PER_UNIT);
             for first in (0..n).step_by(16) {
                 let rows = (n - first).min(16);
                 for r in 0..rows {
-                    let (row, out) =
-                        (w.add((first + r) * inputs), widened.as_mut_ptr().add(r * count).cast::<f32>());
-                    let whole = count - count % S::LANES;
-                    for i in (0..whole).step_by(S::LANES) {
-                        S::store(out.add(i), T::load::<S>(row.add(i)));
-                    }
-                    for i in whole..count {
-                        *out.add(i) = (*row.add(i)).widen();
-                    }
+                    let units = unpacked.as_mut_ptr().add(r * count);
+                    let row = self.outputs.start + first + r;
+                    self.w.unpack::<S, M>(row, from * M::PER_UNIT, len, units);
                 }
-                S::transpose(widened.as_ptr(), count, rows, count, panel.add(first), width);
+                S::transpose(unpacked.as_ptr(), count, rows, count, panel.add(first), width);
             }
         }
     }

@@ -4,6 +4,7 @@ mod attend;
 mod attend_few;
 mod attend_piece;
 mod best;
+mod blocks;
 mod elementwise;
 mod key_mass;
 mod keys;
@@ -12,7 +13,6 @@ mod listed;
 mod low_bit;
 mod path;
 mod pool;
-mod q8_0;
 mod signs;
 pub(crate) mod simd;
 mod top_k;
@@ -34,7 +34,8 @@ const PATH_VARIABLE: &str = "REATTENTION_CPU_PATH";
 ///
 /// Keys and values in f32, and weights in f32 or f16, are computed with in f32 throughout. bf16 keys, values and (with
 /// more than a few rows) weights are multiplied in bf16 on the path that has an instruction for it, queries and
-/// activations being rounded to bf16; sums are always f32.
+/// activations being rounded to bf16; sums are always f32. Weights in blocks are multiplied as integers by few rows of
+/// activations, rounded to 8 bits with a scale for each 32, and by many rows like bf16 weights.
 #[derive(Debug)]
 pub struct Cpu {
     pool: Pool,

@@ -146,7 +146,7 @@ fn quantised_files_are_close_and_their_products_too() {
     }
 }
 
-/// Few rows take candle's block products, many rows the panels; both must be the product with the unpacked weights.
+/// The product is that with the weights as an embedding reads them.
 fn products_match(linear: &Linear, dtype: GgufType) {
     for rows in [1, 3, 40] {
         let x: Vec<f32> = (0..rows * linear.cols()).map(|i| (i as f32 * 0.37).sin()).collect();
@@ -162,8 +162,8 @@ fn products_match(linear: &Linear, dtype: GgufType) {
                 worst = worst.max((want - y[i * linear.rows() + r]).abs());
             }
         }
-        // Outputs have a standard deviation of about 0.7; candle rounds the input to 8 bits, the panels the weights.
-        assert!(worst < 0.03, "{dtype:?}, {rows} rows: {worst}");
+        // Outputs have a standard deviation of about 0.7; the reference rounds nothing.
+        assert!(worst < 1e-4, "{dtype:?}, {rows} rows: {worst}");
     }
 }
 

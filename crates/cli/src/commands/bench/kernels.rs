@@ -1,10 +1,11 @@
-//! Every kernel beside the limit of the machine that bounds it.
+//! Every kernel beside the limit of the machine that bounds it, or beside its peers.
 
 use super::Args;
 use crate::common::{print, print_json};
 use crate::failure::Failure;
 use anyhow::anyhow;
 use reattention_kernels::{Backend, bench};
+use reattention_model::candle_product;
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -16,7 +17,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         print("|---|--:|--:|--:|--:|")?;
     }
     let mut broken = None;
-    let records = bench::run(&cpu, args.rounds, &args.only, |r| {
+    let records = bench::run(&cpu, args.rounds, &args.only, Some(&candle_product), |r| {
         if !args.output.json && broken.is_none() {
             broken = print(format_args!(
                 "| {} | {:.1} {} | {:.1} | {:.2} | {:.2} |",

@@ -27,7 +27,8 @@ pub(crate) struct Args {
     /// Show what the time was spent on, part by part.
     #[arg(long, conflicts_with = "kernels")]
     profile: bool,
-    /// Measure the kernels against this machine's limits instead.
+    /// Measure the kernels against this machine's limits instead, and products with quantised weights against the faster
+    /// of candle's (on CANDLE_NUM_THREADS threads) and those with bf16 weights.
     #[arg(long)]
     kernels: bool,
     /// With --kernels: runs of each; the median counts.

@@ -127,6 +127,81 @@ impl Simd for Avx2 {
         _mm256_castsi256_ps(_mm256_add_epi32(acc, _mm256_add_epi32(even, odd)))
     }
     #[inline(always)]
+    unsafe fn dot_small_quads(acc: __m256, a: __m256, b: __m256) -> __m256 {
+        let pairs = _mm256_maddubs_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b));
+        let quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(acc), quads))
+    }
+    #[inline(always)]
+    unsafe fn repeat<const BYTES: usize, const STRIDE: usize, const STEP: u32>(
+        p: *const u8,
+        shift: u32,
+    ) -> __m256 {
+        if BYTES >= 32 {
+            let shift = _mm_cvtsi32_si128(shift as i32);
+            return _mm256_castsi256_ps(_mm256_srl_epi32(_mm256_loadu_si256(p.cast()), shift));
+        }
+        const { assert!(BYTES >= 16) }
+        let (first, second) = (shift as i32, (shift + STEP) as i32);
+        let shifts = _mm256_set_epi32(second, second, second, second, first, first, first, first);
+        let twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
+        _mm256_castsi256_ps(_mm256_srlv_epi32(twice, shifts))
+    }
+    #[inline(always)]
+    unsafe fn mask_bytes(v: __m256, mask: u8) -> __m256 {
+        _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi8(mask as i8)))
+    }
+    #[inline(always)]
+    unsafe fn or(a: __m256, b: __m256) -> __m256 {
+        _mm256_or_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn up_four_bits(v: __m256) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<4>(_mm256_castps_si256(v)))
+    }
+    #[inline(always)]
+    unsafe fn sub_bytes(v: __m256, byte: u8) -> __m256 {
+        _mm256_castsi256_ps(_mm256_sub_epi8(_mm256_castps_si256(v), _mm256_set1_epi8(byte as i8)))
+    }
+    #[inline(always)]
+    unsafe fn bytes_where(bits: u64, byte: u8) -> __m256 {
+        // Every byte gets the byte of `bits` its own bit is in, ...
+        let spread = _mm256_set_epi64x(
+            0x0303_0303_0303_0303,
+            0x0202_0202_0202_0202,
+            0x0101_0101_0101_0101,
+            0x0000_0000_0000_0000,
+        );
+        let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), spread);
+        // ... and looks whether it is set.
+        let own = _mm256_set1_epi64x(0x8040_2010_0804_0201u64 as i64);
+        let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, own), own);
+        _mm256_castsi256_ps(_mm256_and_si256(set, _mm256_set1_epi8(byte as i8)))
+    }
+    #[inline(always)]
+    unsafe fn per_group(floats: &[f32], group: usize) -> __m256 {
+        let first = _mm256_set1_ps(floats[0]);
+        if group >= 32 {
+            return first;
+        }
+        _mm256_blend_ps::<0xf0>(first, _mm256_set1_ps(floats[1]))
+    }
+    #[inline(always)]
+    unsafe fn widen_bytes(bytes: u128) -> [f32; 16] {
+        // SAFETY: both types are 128 bits.
+        let bytes: __m128i = std::mem::transmute(bytes);
+        let mut floats = [0.0; 16];
+        let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+        _mm256_storeu_ps(floats.as_mut_ptr(), low);
+        let high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
+        _mm256_storeu_ps(floats.as_mut_ptr().add(8), high);
+        floats
+    }
+    #[inline(always)]
+    unsafe fn widen_half(bits: u16) -> f32 {
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
+    }
+    #[inline(always)]
     unsafe fn field<const BITS: usize>(v: __m256, field: usize) -> __m256 {
         let shifted = _mm256_srl_epi32(_mm256_castps_si256(v), _mm_cvtsi32_si128((field * BITS) as i32));
         let mask = _mm256_set1_epi8(((1u16 << BITS) - 1) as i8);

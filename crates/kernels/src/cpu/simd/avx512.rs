@@ -16,6 +16,7 @@ pub(crate) fn available() -> bool {
         && is_x86_feature_detected!("avx512bf16")
         && is_x86_feature_detected!("avx512vnni")
         && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
 }
 
 impl Simd for Avx512 {
@@ -23,7 +24,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const COLS: usize = 4;
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,f16c")]
     unsafe fn call<K: Kernel>(kernel: K) {
         kernel.run::<Self>()
     }
@@ -123,6 +124,79 @@ impl Simd for Avx512 {
     unsafe fn dot_quads(acc: __m512, a: __m512, b: __m512) -> __m512 {
         let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
         _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(acc), a, b))
+    }
+    #[inline(always)]
+    unsafe fn load_halves<const STRIDE: usize>(p: *const u8) -> __m512 {
+        if STRIDE == 32 {
+            return _mm512_loadu_ps(p.cast());
+        }
+        let low = _mm512_castsi256_si512(_mm256_loadu_si256(p.cast()));
+        let high = _mm256_loadu_si256(p.add(STRIDE).cast());
+        _mm512_castsi512_ps(_mm512_inserti64x4::<1>(low, high))
+    }
+    #[inline(always)]
+    unsafe fn repeat<const BYTES: usize, const STRIDE: usize, const STEP: u32>(
+        p: *const u8,
+        shift: u32,
+    ) -> __m512 {
+        if BYTES >= 64 {
+            let shift = _mm_cvtsi32_si128(shift as i32);
+            return _mm512_castsi512_ps(_mm512_srl_epi32(_mm512_loadu_si512(p.cast()), shift));
+        }
+        const { assert!(BYTES >= 16) }
+        let (first, second) = (shift as i32, (shift + STEP) as i32);
+        let copies = if BYTES == 32 {
+            _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()))
+        } else {
+            let low = _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast()));
+            _mm512_mask_broadcast_i32x4(low, 0xff00, _mm_loadu_si128(p.add(STRIDE).cast()))
+        };
+        let every_second = if BYTES == 32 { 0xff00 } else { 0xf0f0 };
+        let shifts = _mm512_mask_set1_epi32(_mm512_set1_epi32(first), every_second, second);
+        _mm512_castsi512_ps(_mm512_srlv_epi32(copies, shifts))
+    }
+    #[inline(always)]
+    unsafe fn mask_bytes(v: __m512, mask: u8) -> __m512 {
+        let mask = _mm512_set1_epi8(mask as i8);
+        _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), mask))
+    }
+    #[inline(always)]
+    unsafe fn or(a: __m512, b: __m512) -> __m512 {
+        _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a), _mm512_castps_si512(b)))
+    }
+    #[inline(always)]
+    unsafe fn up_four_bits(v: __m512) -> __m512 {
+        _mm512_castsi512_ps(_mm512_slli_epi32::<4>(_mm512_castps_si512(v)))
+    }
+    #[inline(always)]
+    unsafe fn sub_bytes(v: __m512, byte: u8) -> __m512 {
+        _mm512_castsi512_ps(_mm512_sub_epi8(_mm512_castps_si512(v), _mm512_set1_epi8(byte as i8)))
+    }
+    #[inline(always)]
+    unsafe fn bytes_where(bits: u64, byte: u8) -> __m512 {
+        _mm512_castsi512_ps(_mm512_maskz_set1_epi8(bits, byte as i8))
+    }
+    #[inline(always)]
+    unsafe fn per_group(floats: &[f32], group: usize) -> __m512 {
+        let low = _mm512_set1_ps(floats[0]);
+        if group >= 32 {
+            return _mm512_mask_broadcastss_ps(low, 0xff00, _mm_set_ss(floats[1]));
+        }
+        let four = _mm512_castps128_ps512(_mm_loadu_ps(floats[..4].as_ptr()));
+        let lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+        _mm512_permutexvar_ps(lanes, four)
+    }
+    #[inline(always)]
+    unsafe fn widen_bytes(bytes: u128) -> [f32; 16] {
+        // SAFETY: both types are 128 bits.
+        let bytes: __m128i = std::mem::transmute(bytes);
+        let mut floats = [0.0; 16];
+        _mm512_storeu_ps(floats.as_mut_ptr(), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
+        floats
+    }
+    #[inline(always)]
+    unsafe fn widen_half(bits: u16) -> f32 {
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
     }
     #[inline(always)]
     unsafe fn field<const BITS: usize>(v: __m512, field: usize) -> __m512 {

@@ -105,6 +105,95 @@ pub(crate) trait Simd: Copy + 'static {
         Self::load(floats.as_ptr())
     }
 
+    /// [`Simd::dot_quads`] for bytes of `a` up to 127.
+    #[inline(always)]
+    unsafe fn dot_small_quads(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        Self::dot_quads(acc, a, b)
+    }
+
+    /// `4 · LANES` bytes: 32 from `p`, the next 32 from `STRIDE` bytes later.
+    #[inline(always)]
+    unsafe fn load_halves<const STRIDE: usize>(p: *const u8) -> Self::V {
+        const { assert!(Self::LANES <= 8) }
+        Self::load(p.cast())
+    }
+
+    /// Fills `4 · LANES` bytes with the `BYTES` bytes at `p`, twice, then with those `STRIDE` bytes later, twice, and so on.
+    /// Words are shifted right by `shift`, those of every second copy by `STEP` more; bits of the next byte move in.
+    #[inline(always)]
+    unsafe fn repeat<const BYTES: usize, const STRIDE: usize, const STEP: u32>(
+        p: *const u8,
+        shift: u32,
+    ) -> Self::V {
+        let mut filled = [0u32; 16];
+        for i in 0..Self::LANES {
+            let (copy, at) = (4 * i / BYTES, 4 * i % BYTES);
+            let word = p.add(copy / 2 * STRIDE + at).cast::<u32>().read_unaligned();
+            filled[i] = word >> (shift + (copy % 2) as u32 * STEP);
+        }
+        Self::load(filled.as_ptr().cast())
+    }
+
+    /// The bits of every byte that are in `mask`, too.
+    #[inline(always)]
+    unsafe fn mask_bytes(v: Self::V, mask: u8) -> Self::V {
+        let v = words::<Self>(v).map(|w| w & u32::from_ne_bytes([mask; 4]));
+        Self::load(v.as_ptr().cast())
+    }
+
+    /// The bits of either.
+    #[inline(always)]
+    unsafe fn or(a: Self::V, b: Self::V) -> Self::V {
+        let (mut a, b) = (words::<Self>(a), words::<Self>(b));
+        a.iter_mut().zip(b).for_each(|(a, b)| *a |= b);
+        Self::load(a.as_ptr().cast())
+    }
+
+    /// Words shifted left by four bits.
+    #[inline(always)]
+    unsafe fn up_four_bits(v: Self::V) -> Self::V {
+        Self::load(words::<Self>(v).map(|w| w << 4).as_ptr().cast())
+    }
+
+    /// `byte` taken off every byte, around the end.
+    #[inline(always)]
+    unsafe fn sub_bytes(v: Self::V, byte: u8) -> Self::V {
+        let v = words::<Self>(v).map(|w| u32::from_ne_bytes(w.to_ne_bytes().map(|b| b.wrapping_sub(byte))));
+        Self::load(v.as_ptr().cast())
+    }
+
+    /// Byte `i` is `byte` where bit `i` of `bits` is set, zero elsewhere.
+    #[inline(always)]
+    unsafe fn bytes_where(bits: u64, byte: u8) -> Self::V {
+        let mut bytes = [0u8; 64];
+        for (i, out) in bytes.iter_mut().enumerate() {
+            *out = byte * (bits >> i & 1) as u8;
+        }
+        Self::load(bytes.as_ptr().cast())
+    }
+
+    /// A float for every `group` bytes (32 or 16): the lanes they lie in get it.
+    #[inline(always)]
+    unsafe fn per_group(floats: &[f32], group: usize) -> Self::V {
+        let mut lanes = [0.0; 16];
+        for i in 0..Self::LANES {
+            lanes[i] = floats[4 * i / group];
+        }
+        Self::load(lanes.as_ptr())
+    }
+
+    /// Sixteen signed bytes (in the order of memory) as f32.
+    #[inline(always)]
+    unsafe fn widen_bytes(bytes: u128) -> [f32; 16] {
+        bytes.to_ne_bytes().map(|b| f32::from(b as i8))
+    }
+
+    /// Half precision, by its bits, as f32.
+    #[inline(always)]
+    unsafe fn widen_half(bits: u16) -> f32 {
+        f16::from_bits(bits).to_f32()
+    }
+
     /// Asks for the cache line of `p`, which need not be readable.
     #[inline(always)]
     unsafe fn prefetch<T>(_p: *const T) {}

@@ -7,7 +7,7 @@ use super::source::Source;
 use super::{Element, Layout, Pieces, Stored, TensorStore};
 use crate::family::GGUF;
 use crate::linear::Weight;
-use crate::quant::{QuantMatrix, row_bytes};
+use crate::quant::{QuantMatrix, block_type, row_bytes};
 use crate::{ChatTemplate, Config, Family, ModelError, Tokenizer};
 use candle_core::quantized::GgmlDType;
 use header::{Header, TensorInfo, Value};
@@ -240,12 +240,12 @@ impl TensorStore for Gguf {
                 let row = row_bytes(quantised, cols).unwrap_or_default();
                 let mut bytes = Buffer::zeroed(row * pieces.rows());
                 self.source.read_rows(info.offset, row, pieces, &mut bytes)?;
-                let matrix = match quantised {
+                let matrix = match block_type(quantised) {
                     // Our own kernels read these blocks in place.
-                    GgmlDType::Q8_0 => Matrix::new(pieces.rows(), cols, MatrixData::Q8_0(bytes))
+                    Some(kind) => Matrix::new(pieces.rows(), cols, MatrixData::Blocks(kind, bytes))
                         .ok()
                         .map(|m| Weight::Dense(Arc::new(m))),
-                    _ => QuantMatrix::from_bytes(quantised, pieces.rows(), cols, &bytes)
+                    None => QuantMatrix::from_bytes(quantised, pieces.rows(), cols, &bytes)
                         .map(|m| Weight::Quantised(Arc::new(m))),
                 };
                 let error = || {
