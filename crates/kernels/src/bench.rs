@@ -205,11 +205,17 @@ impl Bench<'_> {
             _ => ("GFLOP/s", 2.0 * (rows * inputs * outputs) as f64),
         };
         let cpu = self.cpu;
-        let limit = |_: &Meter<'_>| {
-            let theirs = product.as_mut().map_or(0.0, |p| rate(cpu, work, || p(&x, &mut y_peer)));
-            theirs.max(rate(cpu, work, || cpu.linear(&x, rows, &dense, None, &mut y_peer)))
-        };
-        self.beside(name, work, unit, 0.8, limit, |_| cpu.linear(&x, rows, &w, None, &mut y));
+        self.beside(
+            name,
+            work,
+            unit,
+            0.8,
+            |_| {
+                let theirs = product.as_mut().map_or(0.0, |p| rate(cpu, work, || p(&x, &mut y_peer)));
+                theirs.max(rate(cpu, work, || cpu.linear(&x, rows, &dense, None, &mut y_peer)))
+            },
+            |_| cpu.linear(&x, rows, &w, None, &mut y),
+        );
     }
 
     fn top_k(&mut self, name: &str, shape: Shape, goal: f64) {
@@ -283,9 +289,9 @@ impl Bench<'_> {
     /// Runs `call` beside its limit. It is told how often it has been called before.
     fn measure(&mut self, name: String, bound: Bound, goal: f64, call: impl FnMut(usize) + Send) {
         match bound {
-            Bound::Bf16(work) => self.beside(name, work, "GFLOP/s", goal, Meter::bf16_gflops, call),
-            Bound::F32(work) => self.beside(name, work, "GFLOP/s", goal, Meter::f32_gflops, call),
-            Bound::Read(work) => self.beside(name, work, "GB/s", goal, Meter::read_gbytes, call),
+            Bound::Bf16(work) => self.beside(name, work, "GFLOP/s", goal, |m| m.bf16_gflops(), call),
+            Bound::F32(work) => self.beside(name, work, "GFLOP/s", goal, |m| m.f32_gflops(), call),
+            Bound::Read(work) => self.beside(name, work, "GB/s", goal, |m| m.read_gbytes(), call),
         }
     }
 

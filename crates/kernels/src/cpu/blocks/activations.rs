@@ -2,6 +2,7 @@
 
 use super::super::simd::{Kernel, Simd};
 use super::formats::Format;
+use std::marker::PhantomData;
 
 /// Activations that share a scale.
 const LEN: usize = 32;
@@ -81,13 +82,12 @@ pub(super) struct Fill<'a, F> {
     pub(super) x: &'a [f32],
     pub(super) rows: usize,
     pub(super) inputs: usize,
-    pub(super) format: F,
+    pub(super) format: PhantomData<F>,
 }
 
 impl<F: Format> Kernel for Fill<'_, F> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let _: F = self.format;
         // SAFETY: the contract of the kernel.
         unsafe { self.activations.fill::<S, F>(self.x, self.rows, self.inputs) }
     }

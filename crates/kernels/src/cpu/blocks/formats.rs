@@ -10,7 +10,7 @@ use crate::BlockType;
 ///
 /// A weight is `scale · (code - ZERO) - offset`, with a scale and an offset for every [`Format::GROUP`] weights. Pointers
 /// given to the functions point to [`Format::step_bytes`] readable bytes.
-pub(super) trait Format: Copy + Default + Send + Sync + 'static {
+pub(super) trait Format: Copy + Send + Sync + 'static {
     const TYPE: BlockType;
     /// Weights of a step: at least 64, a multiple of the weights of a block.
     const STEP: usize;
@@ -91,7 +91,7 @@ unsafe fn two_scales<S: Simd, const BYTES: usize>(step: *const u8) -> [f32; 16] 
     scales
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Q8_0;
 
 impl Format for Q8_0 {
@@ -126,7 +126,7 @@ unsafe fn nibbles<S: Simd, const BLOCK: usize, const AT: usize>(step: *const u8,
     }
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Q4_0;
 
 impl Format for Q4_0 {
@@ -150,7 +150,7 @@ impl Format for Q4_0 {
     }
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Q5_0;
 
 impl Format for Q5_0 {
@@ -225,7 +225,7 @@ unsafe fn k_nibbles<S: Simd, const AT: usize>(step: *const u8, from: usize) -> S
     }
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Q4K;
 
 impl Format for Q4K {
@@ -255,7 +255,7 @@ impl Format for Q4K {
     }
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Q5K;
 
 impl Format for Q5K {
@@ -289,7 +289,7 @@ impl Format for Q5K {
     }
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Q6K;
 
 impl Format for Q6K {

@@ -8,10 +8,11 @@ mod formats;
 
 use super::linear::{Call, Weights};
 use super::pool::Shared;
-use super::simd::{Kernel, Operand, Pair, Simd, Single, next_rows, with_rows};
+use super::simd::{Kernel, Operand, Pair, Simd, Single};
 use crate::BlockType;
 use activations::{Activations, Fill};
 use formats::{Format, with_format};
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Up to this many rows codes are multiplied as integers.
@@ -36,12 +37,12 @@ pub(super) fn linear_blocks(call: &Call, kind: BlockType, blocks: &[u8]) {
 struct Blocks<'a, F> {
     blocks: &'a [u8],
     row_bytes: usize,
-    format: F,
+    format: PhantomData<F>,
 }
 
 impl<'a, F: Format> Blocks<'a, F> {
     fn new(blocks: &'a [u8], inputs: usize) -> Self {
-        Self { blocks, row_bytes: inputs / F::TYPE.len() * F::TYPE.bytes(), format: F::default() }
+        Self { blocks, row_bytes: inputs / F::TYPE.len() * F::TYPE.bytes(), format: PhantomData }
     }
 
     fn linear(self, call: &Call) {
@@ -80,7 +81,7 @@ struct Steps<'a, F> {
     whole: &'a [u8],
     count: usize,
     last: [u8; STEP_BYTES],
-    format: F,
+    format: PhantomData<F>,
 }
 
 impl<'a, F: Format> Steps<'a, F> {
@@ -90,12 +91,11 @@ impl<'a, F: Format> Steps<'a, F> {
         let mut last = [0; STEP_BYTES];
         last[..rest.len()].copy_from_slice(rest);
         let count = row.len().div_ceil(F::step_bytes());
-        Self { whole, count, last, format: F::default() }
+        Self { whole, count, last, format: PhantomData }
     }
 
     #[inline(always)]
     fn step(&self, number: usize) -> *const u8 {
-        let _: F = self.format;
         let at = number * F::step_bytes();
         if at < self.whole.len() { self.whole[at..].as_ptr() } else { self.last.as_ptr() }
     }
@@ -117,9 +117,16 @@ impl<F: Format> Kernel for Strip<'_, F> {
     unsafe fn run<S: Simd>(self) {
         let mut row = 0;
         while row < self.rows {
-            let rows = next_rows(self.rows - row).min(TILE_ROWS);
+            let rows = (self.rows - row).min(TILE_ROWS);
             // SAFETY: the contract of the kernel; the rows exist.
-            with_rows!(rows, R => unsafe { self.dots::<S, R>(row) });
+            unsafe {
+                match rows {
+                    1 => self.dots::<S, 1>(row),
+                    2 => self.dots::<S, 2>(row),
+                    3 => self.dots::<S, 3>(row),
+                    _ => self.dots::<S, TILE_ROWS>(row),
+                }
+            }
             row += rows;
         }
     }
