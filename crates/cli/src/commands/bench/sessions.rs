@@ -311,7 +311,7 @@ mod tests {
         let engine = package.engine(Arc::new(package.tokenizer().unwrap()), backend).unwrap();
         let lengths = [100, 1024, 1100, 2500, 2500 + 64];
         let ids = random_ids(2564, package.config().vocab_size, 3);
-        let arms: [(&str, &[&str]); 6] = [
+        let arms: [(&str, &[&str]); 7] = [
             ("reattention", &[]),
             ("reattention", &["prefill=window"]),
             ("reattention", &["reference=published", "local=256", "chunk=64"]),
