@@ -407,8 +407,11 @@ impl Context {
         self.store.truncate(slots)?;
         self.slots.truncate(slots);
         self.last_state.clear();
-        if let Some(pin) = self.pinned.as_ref().filter(|p| p.tokens == n) {
-            self.last_state.clone_from(&pin.last_state);
+        match &mut self.pinned {
+            Some(pin) if pin.tokens == n => self.last_state.clone_from(&pin.last_state),
+            // The point that was pinned is gone: what can still be returned to is this one.
+            Some(pin) if pin.tokens > n => (pin.tokens, pin.last_state) = (n, Vec::new()),
+            _ => {}
         }
         Ok(())
     }

@@ -60,6 +60,25 @@ fn a_text_that_fits_is_read_as_under_full() {
 }
 
 #[test]
+fn a_roll_back_below_the_pin_moves_it() {
+    let engine = engine(2);
+    let ids = engine.ask(&[haystack(900)], QUESTION).unwrap().ids;
+    let mut session = session(&engine, "infinipot", &["alpha=0"]);
+    read(&mut session, &Prompt::from_ids(ids[..300].to_vec()));
+    session.pin();
+    session.truncate(200).unwrap();
+    for _ in 0..2 {
+        // More than the pot holds, so that what was pinned is distilled away and has to come back.
+        read(&mut session, &Prompt::from_ids(ids[200..800].to_vec()));
+        assert!(session.kept() < 600, "{} kept", session.kept());
+        session.truncate(200).unwrap();
+        assert_eq!((session.len(), session.kept()), (200, 200));
+    }
+    read(&mut session, &Prompt::from_ids(ids[200..800].to_vec()));
+    assert!(session.truncate(300).is_err(), "what the first pin named was never kept again");
+}
+
+#[test]
 fn an_ephemeral_step_leaves_no_trace() {
     let engine = engine(2);
     let model = engine.model();
