@@ -1,14 +1,14 @@
 //! Evidence: the passages of the sources that an answer's tokens looked at most.
 
 use reattention::SourceMap;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Longest passage shown, in bytes.
 const LONGEST: usize = 400;
 
 /// A passage of a source and how much the answer looked at it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
     /// Name of the source.
     pub source: String,

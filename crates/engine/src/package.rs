@@ -112,7 +112,13 @@ impl Package {
     pub fn engine(&self, tokenizer: Arc<Tokenizer>, backend: Arc<dyn Backend>) -> Result<Engine, ModelError> {
         let start = Instant::now();
         let model = self.load()?;
-        Ok(Engine { model, tokenizer, template: self.template()?, backend, load: start.elapsed() })
+        Ok(Engine {
+            model,
+            tokenizer,
+            template: self.template()?.map(Arc::new),
+            backend,
+            load: start.elapsed(),
+        })
     }
 }
 
@@ -137,7 +143,7 @@ pub fn give_catalyst(
 pub struct Engine {
     model: Arc<Model>,
     tokenizer: Arc<Tokenizer>,
-    template: Option<ChatTemplate>,
+    template: Option<Arc<ChatTemplate>>,
     backend: Arc<dyn Backend>,
     load: Duration,
 }
@@ -169,6 +175,17 @@ impl Engine {
         self
     }
 
+    /// The same loaded model on another backend.
+    pub fn on(&self, backend: Arc<dyn Backend>) -> Self {
+        let (model, tokenizer) = (Arc::clone(&self.model), Arc::clone(&self.tokenizer));
+        Self { model, tokenizer, template: self.template.clone(), backend, load: self.load }
+    }
+
+    /// The chat template, if questions are asked in one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_deref()
+    }
+
     /// Whether questions are asked in a chat template.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
@@ -177,7 +194,7 @@ impl Engine {
     /// A new session under a method. `rope` replaces the model's own frequencies.
     pub fn session(&self, mut method: Box<dyn Method>, rope: Option<RopeConfig>, kv: KvDtype) -> Session {
         // A method whose catalyst cannot be put into tokens says so as soon as it needs it.
-        let _ = give_catalyst(method.as_mut(), &self.tokenizer, self.template.as_ref());
+        let _ = give_catalyst(method.as_mut(), &self.tokenizer, self.template.as_deref());
         Session::new(Arc::clone(&self.model), method, rope, kv, Arc::clone(&self.backend))
     }
 
@@ -186,7 +203,7 @@ impl Engine {
     /// # Errors
     /// When template or tokenizer fails.
     pub fn ask(&self, sources: &[Source], question: &str) -> Result<Prompt, PromptError> {
-        Prompt::ask(sources, question, &self.tokenizer, self.template.as_ref())
+        Prompt::ask(sources, question, &self.tokenizer, self.template.as_deref())
     }
 
     /// The sources alone, to ask several questions of them with [`Engine::question`].
@@ -194,7 +211,7 @@ impl Engine {
     /// # Errors
     /// When template or tokenizer fails.
     pub fn context(&self, sources: &[Source]) -> Result<Prompt, PromptError> {
-        Prompt::context(sources, &self.tokenizer, self.template.as_ref())
+        Prompt::context(sources, &self.tokenizer, self.template.as_deref())
     }
 
     /// A question about what [`Engine::context`] has put before it.
@@ -202,7 +219,7 @@ impl Engine {
     /// # Errors
     /// When template or tokenizer fails.
     pub fn question(&self, question: &str) -> Result<Prompt, PromptError> {
-        Prompt::question(question, &self.tokenizer, self.template.as_ref())
+        Prompt::question(question, &self.tokenizer, self.template.as_deref())
     }
 
     /// Texts that end an answer besides the stop tokens: a line break for a model without chat template, which would

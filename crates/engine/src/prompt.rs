@@ -4,7 +4,7 @@ use reattention::Origin;
 use reattention_model::{ChatTemplate, Message, ModelError, Tokenizer};
 
 /// A text to read, under the name evidence gives for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Source {
     /// File name or other label.
     pub name: String,
@@ -60,7 +60,7 @@ impl Prompt {
     ) -> Result<Self, PromptError> {
         let mut prompt = Self::default();
         prompt.push_plain(&match template {
-            Some(template) => tokenizer.encode(&around(template)?.0, false)?.ids,
+            Some(template) => tokenizer.encode(&around(None, template)?.0, false)?.ids,
             None => tokenizer.encode("", true)?.ids,
         });
         for source in sources {
@@ -83,12 +83,62 @@ impl Prompt {
         match template {
             Some(template) => {
                 prompt.push_plain(&tokenizer.encode_text(&format!("\n\n{question}"))?.ids);
-                prompt.push_plain(&tokenizer.encode(&around(template)?.1, false)?.ids);
+                prompt.push_plain(&tokenizer.encode(&around(None, template)?.1, false)?.ids);
             }
             None => {
                 let asked = format!("\nQuestion: {question}\nAnswer:");
                 prompt.push_plain(&tokenizer.encode_text(&asked)?.ids);
             }
+        }
+        Ok(prompt)
+    }
+
+    /// What stands before a question in a form of its own: begin token or template head, `before`, the source. `before` and the
+    /// source are put into tokens together, as one text.
+    ///
+    /// # Errors
+    /// When the template or the tokenizer fails.
+    pub fn opening(
+        system: Option<&str>,
+        before: &str,
+        source: &Source,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+    ) -> Result<Self, PromptError> {
+        let mut prompt = Self::default();
+        let head = match template {
+            Some(template) => tokenizer.encode(&around(system, template)?.0, false)?.ids,
+            None => tokenizer.encode("", true)?.ids,
+        };
+        prompt.push_plain(&head);
+        // A model without a template has no place for a system message but the text itself.
+        let before = match (system, template) {
+            (Some(system), None) => format!("{system}\n\n{before}"),
+            _ => before.to_string(),
+        };
+        prompt.push(&before, source, tokenizer)?;
+        prompt.question = Some(prompt.ids.len());
+        Ok(prompt)
+    }
+
+    /// What follows an [`Prompt::opening`]: `after`, the rest of the template, and `prefix`, with which the answer begins.
+    ///
+    /// # Errors
+    /// When the template or the tokenizer fails.
+    pub fn closing(
+        after: &str,
+        prefix: &str,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+    ) -> Result<Self, PromptError> {
+        let mut prompt = Self { question: Some(0), ..Self::default() };
+        match template {
+            Some(template) => {
+                prompt.push_plain(&tokenizer.encode_text(after)?.ids);
+                prompt.push_plain(&tokenizer.encode(&around(None, template)?.1, false)?.ids);
+                prompt.push_plain(&tokenizer.encode_text(prefix)?.ids);
+            }
+            None => prompt.push_plain(&tokenizer.encode_text(&format!("{after}{prefix}"))?.ids),
         }
         Ok(prompt)
     }
@@ -115,15 +165,29 @@ impl Prompt {
     }
 
     fn push_source(&mut self, source: &Source, tokenizer: &Tokenizer) -> Result<(), PromptError> {
+        self.push("", source, tokenizer)
+    }
+
+    /// `before` and a source, put into tokens together.
+    fn push(&mut self, before: &str, source: &Source, tokenizer: &Tokenizer) -> Result<(), PromptError> {
         if u32::try_from(source.text.len()).is_err() {
             return Err(PromptError::SourceTooLarge { name: source.name.clone(), bytes: source.text.len() });
         }
         let index = self.sources.len() as u32;
-        let encoded = tokenizer.encode_text(&source.text)?;
+        let encoded = match before.is_empty() {
+            true => tokenizer.encode_text(&source.text)?,
+            false => tokenizer.encode_text(&format!("{before}{}", source.text))?,
+        };
         self.ids.extend_from_slice(&encoded.ids);
-        let origin =
-            |r: &std::ops::Range<usize>| Origin { source: index, start: r.start as u32, end: r.end as u32 };
-        self.origins.extend(encoded.offsets.iter().map(|r| Some(origin(r))));
+        let origin = |r: &std::ops::Range<usize>| {
+            let in_source = |byte: usize| byte.saturating_sub(before.len()) as u32;
+            (r.end > before.len()).then(|| Origin {
+                source: index,
+                start: in_source(r.start),
+                end: in_source(r.end),
+            })
+        };
+        self.origins.extend(encoded.offsets.iter().map(origin));
         self.sources.push((source.name.clone(), source.text.clone()));
         Ok(())
     }
@@ -133,8 +197,10 @@ impl Prompt {
 const MARK: &str = "\u{F8FF}";
 
 /// What a template puts before and behind the user's words.
-fn around(template: &ChatTemplate) -> Result<(String, String), PromptError> {
-    let marked = template.render(&[Message::user(MARK)], true)?;
+fn around(system: Option<&str>, template: &ChatTemplate) -> Result<(String, String), PromptError> {
+    let mut messages: Vec<Message> = system.map(Message::system).into_iter().collect();
+    messages.push(Message::user(MARK));
+    let marked = template.render(&messages, true)?;
     let (before, after) = marked.split_once(MARK).ok_or(PromptError::TemplateDropsUser)?;
     Ok((before.to_string(), after.to_string()))
 }

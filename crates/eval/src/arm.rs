@@ -70,6 +70,12 @@ pub enum EvalError {
         /// The arm.
         arm: String,
     },
+    /// The run's folder cannot be used.
+    #[error(transparent)]
+    Journal(#[from] crate::run::JournalError),
+    /// A rule for too long prompts met a text with several questions.
+    #[error("a text with several questions cannot be cut in the middle")]
+    CutsOneQuestion,
     /// There is too little text.
     #[error("the text has {tokens} tokens; at least {needed} are needed")]
     TooShort {

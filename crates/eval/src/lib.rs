@@ -7,6 +7,7 @@
 
 mod arm;
 pub mod figures;
+pub mod run;
 pub mod scorers;
 pub mod suites;
 pub mod text;
