@@ -81,8 +81,13 @@ impl ModelArgs {
 
     /// The backend asked for.
     pub(crate) fn backend(&self) -> Result<Arc<dyn Backend>, Failure> {
+        self.backend_of(self.threads()?)
+    }
+
+    /// The backend asked for, on so many threads.
+    pub(crate) fn backend_of(&self, threads: usize) -> Result<Arc<dyn Backend>, Failure> {
         Ok(match self.backend {
-            BackendName::Cpu => Arc::new(self.cpu()?),
+            BackendName::Cpu => Arc::new(Cpu::new(threads).input()?),
             BackendName::Reference => Arc::new(Reference),
         })
     }
@@ -100,15 +105,17 @@ impl ModelArgs {
 
     /// The fast backend on the threads asked for.
     pub(crate) fn cpu(&self) -> Result<Cpu, Failure> {
-        let threads = match self.threads {
-            Some(0) => return Err(Failure::Input(anyhow!("--threads must be at least 1"))),
-            Some(n) if n > 1024 => {
-                return Err(Failure::Input(anyhow!("--threads {n}: at most 1024 make sense")));
-            }
-            Some(n) => n,
-            None => std::thread::available_parallelism().map_or(1, |n| n.get()),
-        };
-        Cpu::new(threads).input()
+        Cpu::new(self.threads()?).input()
+    }
+
+    /// Threads asked for.
+    pub(crate) fn threads(&self) -> Result<usize, Failure> {
+        match self.threads {
+            Some(0) => Err(Failure::Input(anyhow!("--threads must be at least 1"))),
+            Some(n) if n > 1024 => Err(Failure::Input(anyhow!("--threads {n}: at most 1024 make sense"))),
+            Some(n) => Ok(n),
+            None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get())),
+        }
     }
 
     /// Loads the model with its tokenizer.
@@ -171,6 +178,11 @@ impl MethodArgs {
     /// All settings, as `key=value`.
     pub(crate) fn pairs(&self) -> Vec<String> {
         self.set.iter().cloned().chain(self.chunk.map(|c| format!("chunk={c}"))).collect()
+    }
+
+    /// The frequencies asked for, as they were written.
+    pub(crate) fn rope(&self) -> Option<&str> {
+        self.rope.as_deref()
     }
 
     /// The model as methods are to see it, with the frequencies asked for, and these, if any were.

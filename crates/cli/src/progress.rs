@@ -48,6 +48,28 @@ impl Bar {
         }
     }
 
+    /// Shows how far a run of many rows has come, and what it reads just now.
+    pub(crate) fn overall(
+        &mut self,
+        rows: usize,
+        total: usize,
+        left: Option<Duration>,
+        label: &str,
+        p: Progress,
+    ) {
+        let left = left.map_or(String::new(), |left| format!(", {} left", seconds(left)));
+        self.bar.set_length(total as u64);
+        self.bar.set_position(rows as u64);
+        self.bar.set_message(format!("{label}: {} of {} tokens{left}", p.done, p.total));
+        if self.lines && self.last.elapsed() > PAUSE {
+            crate::common::complain(format_args!(
+                "{rows} of {total} rows{left}; {label}: {:.0} tokens/s",
+                p.rate
+            ));
+            self.last = Instant::now();
+        }
+    }
+
     /// Removes the bar.
     pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();

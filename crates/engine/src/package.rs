@@ -57,6 +57,14 @@ impl Package {
         &self.name
     }
 
+    /// What tells this model from others: a hash of all its files.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn fingerprint(&self) -> Result<String, ModelError> {
+        self.checkpoint.fingerprint()
+    }
+
     /// Its configuration.
     pub fn config(&self) -> &Config {
         self.checkpoint.config()

@@ -73,6 +73,14 @@ pub enum EvalError {
     /// The run's folder cannot be used.
     #[error(transparent)]
     Journal(#[from] crate::run::JournalError),
+    /// A file to read cannot be read.
+    #[error("{}: {error}", file.display())]
+    File {
+        /// The file.
+        file: std::path::PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
     /// A rule for too long prompts met a text with several questions.
     #[error("a text with several questions cannot be cut in the middle")]
     CutsOneQuestion,

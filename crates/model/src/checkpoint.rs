@@ -1,5 +1,6 @@
 //! A model on disk or in memory: open it, plan its memory, load it.
 
+use crate::fingerprint;
 use crate::weights::gguf::Gguf;
 use crate::weights::{self, Layout, SafeTensors, Source, TensorStore, WeightPlan, Weights};
 use crate::{ChatTemplate, Config, ModelError, Tokenizer};
@@ -10,6 +11,8 @@ use std::path::{Path, PathBuf};
 pub struct Checkpoint {
     config: Config,
     files: Files,
+    /// Folder or file it was opened at.
+    path: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -62,10 +65,11 @@ impl Checkpoint {
             let config = Config::from_dir(path)?;
             let store = SafeTensors::open(path)?;
             let config = weights::clex::solved(config, &store)?;
-            return Ok(Self { config, files: Files::HuggingFace(store, Texts::Dir(path.into())) });
+            let files = Files::HuggingFace(store, Texts::Dir(path.into()));
+            return Ok(Self { config, files, path: Some(path.into()) });
         }
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
-            return Self::from_gguf(Gguf::open(path)?);
+            return Ok(Self { path: Some(path.into()), ..Self::from_gguf(Gguf::open(path)?)? });
         }
         std::fs::metadata(path).map_err(ModelError::io(path))?;
         let reason = "it is neither a folder with config.json and safetensors nor a .gguf file".into();
@@ -73,7 +77,7 @@ impl Checkpoint {
     }
 
     fn from_gguf(gguf: Gguf) -> Result<Self, ModelError> {
-        Ok(Self { config: gguf.config()?, files: Files::Gguf(gguf) })
+        Ok(Self { config: gguf.config()?, files: Files::Gguf(gguf), path: None })
     }
 
     /// Opens a model in memory.
@@ -89,12 +93,29 @@ impl Checkpoint {
         let source = Source::memory(file("model.safetensors"), bundle.weights);
         let store = SafeTensors::from_sources(Path::new(bundle.name), vec![source])?;
         let config = weights::clex::solved(config, &store)?;
-        Ok(Self { config, files: Files::HuggingFace(store, Texts::Bundle(*bundle)) })
+        Ok(Self { config, files: Files::HuggingFace(store, Texts::Bundle(*bundle)), path: None })
     }
 
     /// Its configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What tells this model from others: a hash of all its files, which are read for it. Empty for a GGUF file that was never
+    /// on disk.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn fingerprint(&self) -> Result<String, ModelError> {
+        match (&self.path, &self.files) {
+            (Some(path), _) => fingerprint::of_path(path),
+            (None, Files::HuggingFace(_, Texts::Bundle(b))) => Ok(fingerprint::of_texts(&[
+                ("config.json", b.config.as_bytes()),
+                ("model.safetensors", b.weights),
+                ("tokenizer.json", b.tokenizer.as_bytes()),
+            ])),
+            _ => Ok(String::new()),
+        }
     }
 
     /// Replaces the configuration, for instance to run the weights with another rotary scaling. A CLEX layer in it must have been

@@ -1,7 +1,7 @@
 //! Lines over length, one a method: accuracy, time and memory side by side.
 
 use super::{accuracy, distinct, escape, groups, peak, seconds, short};
-use crate::suites::needle;
+use crate::run::Cell;
 use std::fmt::Write;
 
 /// Size of a panel, the space around it, and the width of the legend.
@@ -17,9 +17,9 @@ const DASHES: [&str; 3] = ["none", "6 3", "2 3"];
 
 /// Needle results by length, as three panels: share of facts found, seconds a question and peak memory. Opens in any
 /// browser; a length that a method refused has no point.
-pub fn needle_lines_svg(cells: &[needle::Cell]) -> String {
+pub fn needle_lines_svg(cells: &[Cell]) -> String {
     let groups = groups(cells);
-    let lengths = distinct(cells.iter().map(|c| c.length));
+    let lengths = distinct(cells.iter().filter_map(|c| c.length));
     let methods = distinct(cells.iter().map(|c| c.method.clone()));
     let panels = [
         Panel::new("facts found", Scale::Share, &groups, accuracy),
@@ -62,10 +62,10 @@ impl Panel {
     fn new(
         title: &'static str,
         scale: Scale,
-        groups: &[Vec<&needle::Cell>],
-        value: impl Fn(&[&needle::Cell]) -> Option<f64>,
+        groups: &[Vec<&Cell>],
+        value: impl Fn(&[&Cell]) -> Option<f64>,
     ) -> Self {
-        let point = |g: &Vec<&needle::Cell>| Some((g[0].method.clone(), g[0].length, value(g)?));
+        let point = |g: &Vec<&Cell>| Some((g[0].method.clone(), g[0].length?, value(g)?));
         let drawable = |p: &(String, usize, f64)| scale == Scale::Share || p.2 > 0.0;
         Self { title, scale, points: groups.iter().filter_map(point).filter(drawable).collect() }
     }

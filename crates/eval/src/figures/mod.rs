@@ -4,53 +4,9 @@ mod lines;
 
 pub use lines::needle_lines_svg;
 
-use crate::suites::{needle, perplexity, selection};
+use crate::run::Cell;
+use crate::suites::selection;
 use std::fmt::Write;
-
-/// Needle accuracy, one line a method and length, one column a depth.
-pub fn needle_table(cells: &[needle::Cell]) -> String {
-    let depths = distinct(cells.iter().map(|c| c.depth));
-    let mut rows = vec![
-        ["method", "tokens"]
-            .map(String::from)
-            .into_iter()
-            .chain(depths.iter().map(|d| format!("{d}%")))
-            .collect::<Vec<_>>(),
-    ];
-    rows[0].extend(["mean", "s a question", "peak MiB"].map(String::from));
-    for group in groups(cells) {
-        let mut row = vec![group[0].method.clone(), group[0].length.to_string()];
-        let some = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2}"));
-        row.extend(group.iter().map(|c| some(accuracy(&[c]))));
-        row.push(some(accuracy(&group)));
-        row.push(some(seconds(&group)));
-        row.push(peak(&group).map_or("-".into(), |b| (b >> 20).to_string()));
-        rows.push(row);
-    }
-    let mut table = markdown(&rows);
-    for group in groups(cells) {
-        if let Some(reason) = &group[0].refused {
-            let _ = write!(table, "\n{} at {} tokens: {reason}\n", group[0].method, group[0].length);
-        }
-    }
-    table
-}
-
-/// Perplexity, one line a method, one column a bucket.
-pub fn perplexity_table(buckets: &[perplexity::Bucket]) -> String {
-    let first = |method: &str| buckets.iter().filter(|b| b.method == *method).collect::<Vec<_>>();
-    let methods = distinct(buckets.iter().map(|b| b.method.clone()));
-    let mut rows = Vec::new();
-    for method in &methods {
-        let of = first(method);
-        if rows.is_empty() {
-            let header = of.iter().map(|b| format!("{}-{}", b.from, b.to));
-            rows.push(std::iter::once("method".to_string()).chain(header).collect());
-        }
-        rows.push(std::iter::once(method.clone()).chain(of.iter().map(|b| number(b.perplexity))).collect());
-    }
-    markdown(&rows)
-}
 
 /// What arms lose against the first: questions by task, then perplexity, then speed and memory.
 pub fn selection_table(report: &selection::Report) -> String {
@@ -122,11 +78,11 @@ pub fn selection_table(report: &selection::Report) -> String {
 }
 
 /// Heat maps of needle accuracy, one a method: length to the right, depth downwards. Opens in any browser.
-pub fn needle_svg(cells: &[needle::Cell]) -> String {
+pub fn needle_svg(cells: &[Cell]) -> String {
     const CELL: (usize, usize) = (64, 32);
     let methods = distinct(cells.iter().map(|c| c.method.clone()));
-    let lengths = distinct(cells.iter().map(|c| c.length));
-    let depths = distinct(cells.iter().map(|c| c.depth));
+    let lengths = distinct(cells.iter().filter_map(|c| c.length));
+    let depths = distinct(cells.iter().filter_map(|c| c.depth));
     let (left, top) = (70, 40);
     let panel = top + CELL.1 * depths.len() + 34;
     let (width, height) = (left + CELL.0 * lengths.len().max(3) + 20, panel * methods.len() + 10);
@@ -150,8 +106,9 @@ pub fn needle_svg(cells: &[needle::Cell]) -> String {
                 y + CELL.1 / 2 + 4
             );
             for (l, length) in lengths.iter().enumerate() {
-                let Some(cell) =
-                    cells.iter().find(|c| c.method == *method && c.length == *length && c.depth == *depth)
+                let Some(cell) = cells
+                    .iter()
+                    .find(|c| c.method == *method && c.length == Some(*length) && c.depth == Some(*depth))
                 else {
                     continue;
                 };
@@ -192,29 +149,31 @@ pub fn short(tokens: usize) -> String {
     }
 }
 
-/// Share of right answers over cells; none where nothing was asked.
-fn accuracy(cells: &[&needle::Cell]) -> Option<f64> {
-    let (correct, samples) = cells.iter().fold((0, 0), |(c, s), cell| (c + cell.correct, s + cell.samples));
-    (samples > 0).then(|| correct as f64 / samples as f64)
+/// Mean score over cells, 0 to 1; none where nothing was asked.
+fn accuracy(cells: &[&Cell]) -> Option<f64> {
+    let samples: usize = cells.iter().map(|c| c.samples).sum();
+    let sum: f64 = cells.iter().map(|c| c.score.unwrap_or(0.0) / 100.0 * c.samples as f64).sum();
+    (samples > 0).then(|| sum / samples as f64)
 }
 
 /// Seconds a question, reading included.
-fn seconds(cells: &[&needle::Cell]) -> Option<f64> {
+fn seconds(cells: &[&Cell]) -> Option<f64> {
     let samples: usize = cells.iter().map(|c| c.samples).sum();
     (samples > 0).then(|| cells.iter().map(|c| c.seconds).sum::<f64>() / samples as f64)
 }
 
 /// The most memory held, in bytes.
-fn peak(cells: &[&needle::Cell]) -> Option<usize> {
+fn peak(cells: &[&Cell]) -> Option<usize> {
     cells.iter().filter_map(|c| c.peak_rss_bytes).max()
 }
 
 /// Cells of one method and length, in their order.
-fn groups(cells: &[needle::Cell]) -> Vec<Vec<&needle::Cell>> {
-    let mut groups: Vec<Vec<&needle::Cell>> = Vec::new();
+fn groups(cells: &[Cell]) -> Vec<Vec<&Cell>> {
+    let mut groups: Vec<Vec<&Cell>> = Vec::new();
     for method in distinct(cells.iter().map(|c| c.method.clone())) {
-        for length in distinct(cells.iter().map(|c| c.length)) {
-            let group: Vec<_> = cells.iter().filter(|c| c.method == method && c.length == length).collect();
+        for length in distinct(cells.iter().filter_map(|c| c.length)) {
+            let of = |c: &&Cell| c.method == method && c.length == Some(length);
+            let group: Vec<_> = cells.iter().filter(of).collect();
             if !group.is_empty() {
                 groups.push(group);
             }
@@ -286,33 +245,29 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn cell(method: &str, length: usize, depth: f64, correct: usize) -> needle::Cell {
-        needle::Cell {
+    fn cell(method: &str, length: usize, depth: f64, correct: usize) -> Cell {
+        Cell {
             method: method.into(),
-            length,
-            depth,
+            length: Some(length),
+            depth: Some(depth),
             samples: 4,
             correct,
+            score: Some(25.0 * correct as f64),
             seconds: 2.0,
             peak_rss_bytes: Some(5 << 20),
-            refused: None,
+            ..Cell::default()
         }
     }
 
     #[test]
-    fn a_refused_length_has_no_numbers_but_a_reason() {
-        let refused = needle::Cell {
+    fn a_refused_length_has_no_point() {
+        let refused = Cell {
             samples: 0,
+            score: None,
             peak_rss_bytes: None,
             refused: Some("too long".into()),
             ..cell("dca", 4096, 0.0, 0)
         };
-        let table = needle_table(&[cell("dca", 512, 0.0, 4), refused.clone()]);
-        assert!(
-            table.contains("| dca    |   4096 |    - |    - |            - |")
-                && table.ends_with("dca at 4096 tokens: too long\n"),
-            "{table}"
-        );
         let lines = needle_lines_svg(&[
             cell("dca", 512, 0.0, 4),
             cell("full", 512, 0.0, 4),
@@ -322,20 +277,6 @@ mod tests {
         assert_eq!(lines.matches("<text").count(), lines.matches("</text>").count());
         // One point of dca and two of full in each of the three panels, and a line only where there are two points.
         assert_eq!((lines.matches("<circle").count(), lines.matches("<polyline").count()), (9, 3), "{lines}");
-    }
-
-    #[test]
-    fn a_table_has_a_line_for_each_method_and_length() {
-        let table = needle_table(&[
-            cell("full", 512, 0.0, 4),
-            cell("full", 512, 50.0, 2),
-            cell("other", 512, 0.0, 0),
-            cell("other", 512, 50.0, 1),
-        ]);
-        let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines[0], "| method | tokens |   0% |  50% | mean | s a question | peak MiB |");
-        assert_eq!(lines[2], "| full   |    512 | 1.00 | 0.50 | 0.75 |         0.50 |        5 |");
-        assert_eq!(lines.len(), 4);
     }
 
     #[test]

@@ -6,28 +6,42 @@ use crate::{Arm, EvalError};
 use reattention_engine::{
     Cancel, Engine, GenerateOptions, Generation, Progress, Prompt, PromptError, Session, peak_rss,
 };
+use reattention_model::{ChatTemplate, Tokenizer};
 use std::time::Instant;
 
 /// Longest part of a prompt's end that a row keeps, in bytes.
 const TAIL: usize = 800;
 
-/// What suites may know of the model when they make a text.
-#[derive(Clone, Copy)]
+/// What suites may know of the model when they name and make texts: its tokenizer and its chat template. The weights need not
+/// be loaded.
+#[derive(Clone, Copy, Debug)]
 pub struct Tools<'a> {
-    /// The model.
-    pub engine: &'a Engine,
+    /// The tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The chat template, if questions are asked in one.
+    pub template: Option<&'a ChatTemplate>,
 }
 
-impl Tools<'_> {
+impl<'a> Tools<'a> {
+    /// Those of a loaded model.
+    pub fn of(engine: &'a Engine) -> Self {
+        Self { tokenizer: engine.tokenizer(), template: engine.template() }
+    }
+
     /// Tokens of a text by itself.
     pub fn count(&self, text: &str) -> usize {
         // A tokenizer that fails on plain text fails on the prompt too, with its own message.
-        self.engine.tokenizer().encode_text(text).map_or(0, |e| e.ids.len())
+        self.tokenizer.encode_text(text).map_or(0, |e| e.ids.len())
     }
 
     /// Whether questions are asked in a chat template: suites with two forms of a prompt take the one for chat models.
     pub fn chat(&self) -> bool {
-        self.engine.has_template()
+        self.template.is_some()
+    }
+
+    /// Texts that end an answer of one line: a line break for a model without chat template, which would otherwise go on.
+    pub fn stop_at_line(&self) -> Vec<String> {
+        if self.chat() { Vec::new() } else { vec!["\n".into()] }
     }
 
     /// Tokens that stand around text and question: begin token or chat template, and the system message.
@@ -36,8 +50,7 @@ impl Tools<'_> {
     /// When template or tokenizer fails.
     pub fn around(&self, asked: &Asked) -> Result<usize, EvalError> {
         let bare = Asked { chat: asked.chat, system: asked.system.clone(), ..Asked::default() };
-        Ok(opening(self.engine, &bare)?.ids.len()
-            + closing(self.engine, &bare, &Question::default())?.ids.len())
+        self.prompt_tokens(&bare, &Question::default())
     }
 
     /// Tokens of the whole prompt of a question.
@@ -45,7 +58,17 @@ impl Tools<'_> {
     /// # Errors
     /// When template or tokenizer fails.
     pub fn prompt_tokens(&self, asked: &Asked, question: &Question) -> Result<usize, EvalError> {
-        Ok(opening(self.engine, asked)?.ids.len() + closing(self.engine, asked, question)?.ids.len())
+        Ok(self.opening(asked)?.ids.len() + self.closing(asked, question)?.ids.len())
+    }
+
+    fn opening(&self, asked: &Asked) -> Result<Prompt, PromptError> {
+        let template = self.template.filter(|_| asked.chat);
+        Prompt::opening(asked.system.as_deref(), &asked.before, &asked.source, self.tokenizer, template)
+    }
+
+    fn closing(&self, asked: &Asked, question: &Question) -> Result<Prompt, PromptError> {
+        let template = self.template.filter(|_| asked.chat);
+        Prompt::closing(&question.after, &question.prefix, self.tokenizer, template)
     }
 }
 
@@ -58,7 +81,7 @@ impl Tools<'_> {
 pub fn cut_middle(tools: &Tools<'_>, asked: &mut Asked, limit: usize) -> Result<(), EvalError> {
     let [question] = asked.questions.as_mut_slice() else { return Err(EvalError::CutsOneQuestion) };
     let prompt = format!("{}{}{}", asked.before, asked.source.text, question.after);
-    let encoded = tools.engine.tokenizer().encode_text(&prompt)?;
+    let encoded = tools.tokenizer.encode_text(&prompt)?;
     let (n, half) = (encoded.ids.len(), limit / 2);
     if n <= limit {
         return Ok(());
@@ -98,7 +121,8 @@ pub(super) fn ask(
     mut watch: impl FnMut(Progress),
     mut done: impl FnMut(Row) -> Result<(), EvalError>,
 ) -> Result<(), EvalError> {
-    let opening = opening(engine, asked)?;
+    let tools = Tools::of(engine);
+    let opening = tools.opening(asked)?;
     let mut session = arm.session(engine)?;
     let splits = session.method().splits();
     let mut shared = 0.0;
@@ -110,7 +134,7 @@ pub(super) fn ask(
     }
     for &index in wanted {
         let question = &asked.questions[index];
-        let closing = closing(engine, asked, question)?;
+        let closing = tools.closing(asked, question)?;
         let start = Instant::now();
         if evidence > 0 {
             session.gather_evidence();
@@ -164,9 +188,10 @@ pub(super) fn predict(
 ) -> Result<Row, EvalError> {
     let mut ids = engine.tokenizer().encode("", true)?.ids;
     let begin = ids.len();
-    ids.extend(engine.tokenizer().encode_text(text)?.ids);
+    let encoded = engine.tokenizer().encode_text(text)?;
+    ids.extend(&encoded.ids);
     ids.truncate(most.unwrap_or(usize::MAX));
-    if ids.len() < 2 {
+    if ids.len() < begin.max(1) + 1 {
         return Err(EvalError::TooShort { tokens: ids.len(), needed: 2 });
     }
     let start = Instant::now();
@@ -184,8 +209,11 @@ pub(super) fn predict(
             }
         })
         .collect();
+    // Words are of the text that was read: a file cut short counts as far as it was read.
+    let read: usize = encoded.offsets.get(ids.len() - begin - 1).map_or(0, |o| o.end);
     Ok(Row {
         buckets,
+        words: Some(text.get(..read).unwrap_or(text).split_whitespace().count() as u64),
         seconds: Seconds { read: start.elapsed().as_secs_f64(), answer: 0.0 },
         tokens: Tokens {
             prompt: ids.len(),
@@ -237,16 +265,6 @@ fn tail(prompt: &str) -> String {
     prompt[from..].to_string()
 }
 
-fn opening(engine: &Engine, asked: &Asked) -> Result<Prompt, PromptError> {
-    let template = engine.template().filter(|_| asked.chat);
-    Prompt::opening(asked.system.as_deref(), &asked.before, &asked.source, engine.tokenizer(), template)
-}
-
-fn closing(engine: &Engine, asked: &Asked, question: &Question) -> Result<Prompt, PromptError> {
-    let template = engine.template().filter(|_| asked.chat);
-    Prompt::closing(&question.after, &question.prefix, engine.tokenizer(), template)
-}
-
 /// Opening and closing as one prompt, for methods that read both together.
 fn joined(opening: &Prompt, closing: &Prompt) -> Prompt {
     let mut prompt = opening.clone();
@@ -254,10 +272,4 @@ fn joined(opening: &Prompt, closing: &Prompt) -> Prompt {
     prompt.ids.extend_from_slice(&closing.ids);
     prompt.origins.resize(prompt.ids.len(), None);
     prompt
-}
-
-impl std::fmt::Debug for Tools<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Tools")
-    }
 }

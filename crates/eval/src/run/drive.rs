@@ -162,7 +162,7 @@ impl Unit<'_> {
         board: &Mutex<Board<'_>>,
     ) -> Result<(), EvalError> {
         let (suite, reading) = (self.suite, self.reading);
-        let made = suite.make(reading, &Tools { engine })?;
+        let made = suite.make(reading, &Tools::of(engine))?;
         for (arm, wanted) in &self.arms {
             let arm = &arms[*arm];
             let length =

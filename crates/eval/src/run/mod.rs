@@ -14,7 +14,7 @@ pub use ask::{Tools, cut_middle};
 pub use drive::{Options, Watch, run};
 pub use journal::{Journal, JournalError, MANIFEST, ROWS, read_run};
 pub use row::{Bucket, Row, Seconds, Tokens};
-pub use table::{Cell, Table, by_task, cells, mean_score, methods};
+pub use table::{Cell, Table, by_depth, by_task, cells, mean_score, methods};
 
 use crate::EvalError;
 use crate::scorers::{Sample, Score, ScoreError};

@@ -162,3 +162,114 @@ pub fn by_task(title: &str, rows: &[&Row]) -> Vec<Table> {
     }
     vec![Table { title: title.to_string(), head, rows: lines, notes: distinct(notes.into_iter()) }]
 }
+
+/// One line a method, task and length, one column a depth: the mean score, 0 to 1; then the mean over all, time and memory.
+pub fn by_depth(title: &str, rows: &[&Row]) -> Table {
+    let cells = cells(rows);
+    let tasks = distinct(cells.iter().map(|c| c.task.clone()));
+    let mut depths: Vec<f64> = distinct(cells.iter().filter_map(|c| c.depth));
+    depths.sort_by(f64::total_cmp);
+    let mut head = vec!["method".to_string()];
+    head.extend((tasks.len() > 1).then(|| "task".to_string()));
+    head.push("tokens".into());
+    head.extend(depths.iter().map(|d| format!("{d}%")));
+    head.extend(["mean", "s a question", "peak MiB"].map(String::from));
+    let (mut lines, mut notes) = (Vec::new(), Vec::new());
+    for method in methods(rows) {
+        for task in &tasks {
+            let of: Vec<&Cell> = cells.iter().filter(|c| c.method == method && c.task == *task).collect();
+            let mut lengths = distinct(of.iter().map(|c| c.length));
+            lengths.sort();
+            for length in lengths {
+                let of: Vec<&Cell> = of.iter().copied().filter(|c| c.length == length).collect();
+                let some = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2}"));
+                let samples: usize = of.iter().map(|c| c.samples).sum();
+                let mean = |sum: f64| (samples > 0).then(|| sum / samples as f64);
+                let score = of.iter().map(|c| c.score.unwrap_or(0.0) / 100.0 * c.samples as f64).sum();
+                let at = |d: &f64| of.iter().find(|c| c.depth == Some(*d)).and_then(|c| c.score);
+                let mut line = vec![method.clone()];
+                line.extend((tasks.len() > 1).then(|| task.clone()));
+                line.push(length.map_or("-".into(), |n| n.to_string()));
+                line.extend(depths.iter().map(|d| some(at(d).map(|s| s / 100.0))));
+                line.push(some(mean(score)));
+                line.push(some(mean(of.iter().map(|c| c.seconds).sum())));
+                let peak = of.iter().filter_map(|c| c.peak_rss_bytes).max();
+                line.push(peak.map_or("-".into(), |b| (b >> 20).to_string()));
+                lines.push(line);
+                if let Some(why) = of.iter().find_map(|c| c.refused.as_ref()) {
+                    notes.push(format!("{method} at {} tokens: {why}", length.unwrap_or(0)));
+                }
+            }
+        }
+    }
+    Table { title: title.to_string(), head, rows: lines, notes: distinct(notes.into_iter()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(method: &str, task: &str, length: usize, depth: f64, score: Option<f64>) -> Row {
+        Row {
+            suite: "s".into(),
+            task: task.into(),
+            method: method.into(),
+            length: Some(length),
+            depth: Some(depth),
+            score,
+            refused: score.is_none().then(|| "too long".into()),
+            seconds: super::super::Seconds { read: 0.25, answer: 0.25 },
+            peak_rss_bytes: Some(5 << 20),
+            ..Row::default()
+        }
+    }
+
+    #[test]
+    fn depths_stand_side_by_side() {
+        let rows = [
+            row("full", "a", 512, 0.0, Some(1.0)),
+            row("full", "a", 512, 50.0, Some(1.0)),
+            row("full", "a", 512, 50.0, Some(0.0)),
+            row("dca", "a", 512, 0.0, Some(0.0)),
+            row("dca", "a", 512, 50.0, Some(0.5)),
+            row("dca", "a", 4096, 0.0, None),
+        ];
+        let table = by_depth("needle", &rows.iter().collect::<Vec<_>>());
+        assert_eq!(table.head, ["method", "tokens", "0%", "50%", "mean", "s a question", "peak MiB"]);
+        assert_eq!(table.rows[0], ["full", "512", "1.00", "0.50", "0.67", "0.50", "5"]);
+        assert_eq!(table.rows[1], ["dca", "512", "0.00", "0.50", "0.25", "0.50", "5"]);
+        assert_eq!(table.rows[2], ["dca", "4096", "-", "-", "-", "-", "5"]);
+        assert_eq!(table.notes, ["dca at 4096 tokens: too long"]);
+        let text = table.markdown();
+        assert!(text.contains("| full   |    512 | 1.00 |") && text.ends_with("too long\n"), "{text}");
+    }
+
+    #[test]
+    fn tasks_stand_below_each_other_with_their_mean() {
+        let rows = [
+            row("full", "a", 512, 0.0, Some(1.0)),
+            row("full", "a", 512, 50.0, Some(0.5)),
+            row("full", "b", 512, 0.0, Some(0.25)),
+            row("dca", "a", 512, 0.0, Some(1.0)),
+            row("dca", "a", 512, 50.0, Some(1.0)),
+            row("dca", "b", 512, 0.0, None),
+        ];
+        let table = &by_task("s", &rows.iter().collect::<Vec<_>>())[0];
+        assert_eq!(table.head, ["task", "tokens", "rows", "full", "dca"]);
+        assert_eq!(table.rows[0], ["a", "512", "2", "75.00", "100.00"]);
+        assert_eq!(table.rows[1], ["b", "512", "1", "25.00", "-"]);
+        // A mean over fewer tasks than the others have would not compare with theirs.
+        assert_eq!(table.rows[2], ["mean", "512", "", "50.00", "-"]);
+        assert_eq!(table.notes, ["dca, b at 512: too long"]);
+    }
+
+    #[test]
+    fn cells_count_what_has_a_score() {
+        let rows =
+            [row("m", "a", 1, 0.0, Some(1.0)), row("m", "a", 1, 0.0, Some(0.5)), row("m", "a", 1, 0.0, None)];
+        let cells = cells(&rows.iter().collect::<Vec<_>>());
+        assert_eq!(cells.len(), 1);
+        assert_eq!((cells[0].samples, cells[0].correct, cells[0].score), (2, 1, Some(75.0)));
+        assert_eq!(cells[0].refused.as_deref(), Some("too long"));
+    }
+}

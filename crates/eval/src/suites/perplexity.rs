@@ -1,15 +1,33 @@
 //! Perplexity by position: how well the next token is predicted near the beginning of a text and far from it.
 //!
-//! The text is read as the method reads a context; bucket `[from, to)` holds the tokens at these positions, each predicted
-//! from what came before it.
+//! Each text is read once, as the method reads a context; bucket `[from, to)` holds the tokens at these positions, each
+//! predicted from what came before it. Over several texts the losses of a bucket are added up. For texts from files the
+//! perplexity by word, which does not depend on the tokenizer, stands beside it (as google-deepmind/pg19 defines it).
 
-use crate::{Arm, EvalError};
-use reattention_engine::{Cancel, Engine, Progress, Session};
+use crate::EvalError;
+use crate::figures::distinct;
+use crate::run::{self, Made, Reading, Row, RowKey, Table, Tools, methods};
+use crate::scorers::{Sample, Score, ScoreError};
+use crate::text::prose;
+use reattention_engine::{Cancel, Progress, Session};
 use reattention_model::Logits;
 use serde::Serialize;
+use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::time::Instant;
 
-/// Perplexity of the tokens at positions `from .. to`.
+/// What to read.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Files to read, in order; generated prose if there is none.
+    pub files: Vec<PathBuf>,
+    /// Most tokens of a text to read; prose needs a number.
+    pub tokens: Option<usize>,
+    /// Seed of the prose.
+    pub seed: u64,
+}
+
+/// Perplexity of the tokens at positions `from .. to`, over all texts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Bucket {
     /// The method.
@@ -24,11 +42,135 @@ pub struct Bucket {
     pub perplexity: f64,
 }
 
-/// Result of a run.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
-    /// Perplexity by method and position.
-    pub buckets: Vec<Bucket>,
+/// The perplexity suite.
+#[derive(Clone, Debug)]
+pub struct Suite {
+    options: Options,
+    readings: Vec<Reading>,
+}
+
+impl Suite {
+    /// The suite with these options.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or prose is to be read without end.
+    pub fn new(options: Options, tools: &Tools<'_>) -> Result<Self, EvalError> {
+        let reading = |id: String, tokens: usize, at: usize| Reading {
+            task: "text".into(),
+            rows: vec![RowKey { id, depth: None }],
+            tokens,
+            at: at as u64,
+            ..Reading::default()
+        };
+        let mut readings = Vec::new();
+        for (at, file) in options.files.iter().enumerate() {
+            let tokens = tools.count(&read(file)?) + 1;
+            readings.push(reading(
+                file.display().to_string(),
+                tokens.min(options.tokens.unwrap_or(tokens)),
+                at,
+            ));
+        }
+        if options.files.is_empty() {
+            let tokens = options.tokens.ok_or(EvalError::TooShort { tokens: 0, needed: 2 })?;
+            readings.push(reading(format!("prose, seed {}", options.seed), tokens, 0));
+        }
+        Ok(Self { options, readings })
+    }
+}
+
+fn read(file: &PathBuf) -> Result<String, EvalError> {
+    std::fs::read_to_string(file).map_err(|error| EvalError::File { file: file.clone(), error })
+}
+
+impl run::Suite for Suite {
+    fn name(&self) -> &'static str {
+        "perplexity"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn options(&self) -> Value {
+        let Options { files, tokens, seed } = &self.options;
+        json!({ "files": files, "tokens": tokens, "seed": seed })
+    }
+
+    fn readings(&self) -> &[Reading] {
+        &self.readings
+    }
+
+    fn make(&self, reading: &Reading, _: &Tools<'_>) -> Result<Made, EvalError> {
+        Ok(match self.options.files.get(reading.at as usize) {
+            Some(file) => Made::Predicted { text: read(file)?, most: self.options.tokens },
+            None => Made::Predicted {
+                // More than enough: a token of prose takes less than eight bytes.
+                text: prose(self.options.seed, 8 * reading.tokens),
+                most: Some(reading.tokens),
+            },
+        })
+    }
+
+    fn score(&self, _: &str, _: &Sample) -> Result<Score, ScoreError> {
+        Ok(Score::default())
+    }
+
+    fn tables(&self, rows: &[&Row]) -> Vec<Table> {
+        vec![table(rows)]
+    }
+}
+
+/// Buckets over all texts, by method and position.
+pub fn buckets(rows: &[&Row]) -> Vec<Bucket> {
+    let mut buckets = Vec::new();
+    for method in methods(rows) {
+        let of: Vec<run::Bucket> =
+            rows.iter().filter(|r| r.method == method).flat_map(|r| r.buckets.iter().copied()).collect();
+        let mut froms = distinct(of.iter().map(|b| b.from));
+        froms.sort_unstable();
+        for from in froms {
+            let same = || of.iter().filter(|b| b.from == from);
+            let (tokens, loss) = same().fold((0, 0.0), |(n, sum), b| (n + b.tokens, sum + b.loss));
+            let to = same().map(|b| b.to).max().unwrap_or(from);
+            let perplexity = (loss / tokens.max(1) as f64).exp();
+            buckets.push(Bucket { method: method.clone(), from, to, tokens, perplexity });
+        }
+    }
+    buckets
+}
+
+/// One line a method, one column a bucket; then all tokens, and all words.
+fn table(rows: &[&Row]) -> Table {
+    let buckets = buckets(rows);
+    let number = |x: f64| if x < 1000.0 { format!("{x:.2}") } else { format!("{x:.2e}") };
+    let mut edges = distinct(buckets.iter().map(|b| b.from));
+    edges.sort_unstable();
+    let name = |from: &usize| {
+        let to = buckets.iter().filter(|b| b.from == *from).map(|b| b.to).max().unwrap_or(*from);
+        format!("{from}-{to}")
+    };
+    let mut head = vec!["method".to_string()];
+    head.extend(edges.iter().map(name));
+    head.extend(["all".to_string(), "by word".to_string()]);
+    let line = |method: &String| {
+        let of: Vec<&Row> = rows.iter().copied().filter(|r| r.method == *method).collect();
+        let at = |from: &usize| buckets.iter().find(|b| b.method == *method && b.from == *from);
+        let mut line = vec![method.clone()];
+        line.extend(edges.iter().map(|f| at(f).map_or("-".into(), |b| number(b.perplexity))));
+        let all = of.iter().flat_map(|r| &r.buckets).fold((0, 0.0), |(n, l), b| (n + b.tokens, l + b.loss));
+        let words: u64 = of.iter().filter_map(|r| r.words).sum();
+        let mean = |n: f64| if n > 0.0 { number((all.1 / n).exp()) } else { "-".into() };
+        line.extend([mean(all.0 as f64), mean(words as f64)]);
+        line
+    };
+    let refused = rows.iter().filter_map(|r| Some(format!("{}: {}", r.method, r.refused.as_ref()?)));
+    Table {
+        title: "perplexity".into(),
+        rows: methods(rows).iter().map(line).collect(),
+        head,
+        notes: distinct(refused),
+    }
 }
 
 /// Cuts `n` positions into `[0, window), [window, 2 window), [2 window, 4 window), ...`.
@@ -41,44 +183,6 @@ pub fn edges(n: usize, window: usize) -> Vec<usize> {
     }
     edges.push(n);
     edges
-}
-
-/// Reads `text` once under each method. At most `most` tokens are read, if given.
-///
-/// # Errors
-/// When a method refuses, or the text has fewer than two tokens.
-pub fn run(
-    engine: &Engine,
-    arms: &[Arm],
-    text: &str,
-    most: Option<usize>,
-    cancel: &Cancel,
-    mut watch: impl FnMut(&str, Progress),
-) -> Result<Report, EvalError> {
-    let mut ids = engine.tokenizer().encode("", true)?.ids;
-    ids.extend(engine.tokenizer().encode_text(text)?.ids);
-    ids.truncate(most.unwrap_or(usize::MAX));
-    if ids.len() < 2 {
-        return Err(EvalError::TooShort { tokens: ids.len(), needed: 2 });
-    }
-    let edges = edges(ids.len(), engine.model().shape().window);
-    let mut report = Report::default();
-    for arm in arms {
-        let losses = losses(&mut arm.session(engine)?, &ids, cancel, |p| watch(&arm.name, p))?;
-        for pair in edges.windows(2) {
-            // The first token of all is predicted from nothing and counts nowhere.
-            let of = &losses[pair[0].max(1) - 1..pair[1] - 1];
-            let mean = of.iter().map(|l| f64::from(*l)).sum::<f64>() / of.len() as f64;
-            report.buckets.push(Bucket {
-                method: arm.name.clone(),
-                from: pair[0],
-                to: pair[1],
-                tokens: of.len(),
-                perplexity: mean.exp(),
-            });
-        }
-    }
-    Ok(report)
 }
 
 /// Reads `ids` as the context of a question to come, and returns the loss of every token but the first.

@@ -36,8 +36,13 @@ impl Fact {
 
     /// Whether the first number in `answer` is this fact's, all digits exact.
     pub fn is_answered_by(&self, answer: &str) -> bool {
-        answer.split(|c: char| !c.is_ascii_digit()).find(|run| !run.is_empty()) == Some(self.value.as_str())
+        answers(answer, &self.value)
     }
+}
+
+/// Whether the first number in `answer` is `value`, all digits exact.
+pub fn answers(answer: &str, value: &str) -> bool {
+    answer.split(|c: char| !c.is_ascii_digit()).find(|run| !run.is_empty()) == Some(value)
 }
 
 /// A number that is told in several places: somebody has it, somebody else has what that one has, and so on. Asked for the

@@ -1,0 +1,254 @@
+//! Suites of questions: plan, load, ask, and write what came of it.
+
+use super::choice::SuiteName;
+use super::{Args, Described, blame, write};
+use crate::common::{complain, distinct, method_json, plain, print, print_json};
+use crate::failure::{Blame, Failure};
+use crate::progress::Bar;
+use reattention::ModelShape;
+use reattention::methods::build;
+use reattention::rope::RopeConfig;
+use reattention_engine::{Cancel, Engine, Package, available};
+use reattention_eval::run::{self, Journal, Row, Suite, Table, Tools};
+use reattention_eval::suites::perplexity;
+use reattention_eval::{Arm, figures};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Problems of the user's files that are named one by one.
+const SHOWN: usize = 20;
+
+pub(super) fn run(args: &Args, names: &[SuiteName]) -> Result<ExitCode, Failure> {
+    args.output.start();
+    args.check_out()?;
+    let package = args.model.open()?;
+    let (shape, rope) = args.method.shape(&package)?;
+    let described = args.by_method(&shape)?;
+    let tokenizer = Arc::new(package.tokenizer().input()?);
+    let template = if args.no_template { None } else { package.template().input()? };
+    let tools = Tools { tokenizer: &tokenizer, template: template.as_ref() };
+    let suites = names.iter().map(|n| n.make(args, &tools, shape.window)).collect::<Result<Vec<_>, _>>()?;
+    let problems = name_problems(&suites);
+    let arms = arms(args, described, rope);
+    let jobs = plan(args, &package, &shape, &arms, &suites)?;
+    let engines = engines(args, &package, &tokenizer, jobs)?;
+    let (same, around) = manifest(args, &package, &engines, &arms, &suites)?;
+    let mut journal = match &args.out {
+        Some(dir) => Journal::open(dir, &same, &around).input()?,
+        None => Journal::in_memory(),
+    };
+    if !journal.rows().is_empty() {
+        args.output.say(format_args!("{} rows are there already; going on", journal.rows().len()));
+    }
+    let mut bar = Bar::new(args.output.quiet);
+    let options = run::Options { evidence: args.evidence };
+    let result = run::run(&engines, &arms, &suites, &options, &mut journal, &Cancel::default(), &mut |w| {
+        bar.overall(w.rows, w.total, w.left, w.label, w.progress);
+    });
+    bar.clear();
+    result.map_err(blame)?;
+    finish(args, &same, &arms, &suites, &journal)?;
+    let unscored = journal.rows().iter().filter(|r| is_unscored(r)).count();
+    if unscored > 0 {
+        complain(format_args!("{unscored} answers could not be scored: their rows say why"));
+    }
+    // The rest is done, but who asked must learn that it is the rest.
+    Ok(if problems + unscored > 0 { ExitCode::from(2) } else { ExitCode::SUCCESS })
+}
+
+/// Asked, but with a reference that cannot be compared.
+fn is_unscored(row: &Row) -> bool {
+    row.score.is_none() && row.buckets.is_empty() && row.tokens.generated > 0
+}
+
+/// Says what is wrong with the user's files, and how much it is.
+fn name_problems(suites: &[Box<dyn Suite>]) -> usize {
+    let problems: Vec<_> = suites.iter().flat_map(|s| s.problems()).collect();
+    for problem in problems.iter().take(SHOWN) {
+        complain(plain(&problem.to_string()));
+    }
+    if problems.len() > SHOWN {
+        complain(format_args!("{} more rows cannot be asked", problems.len() - SHOWN));
+    }
+    problems.len()
+}
+
+fn arms(args: &Args, described: Vec<Described>, rope: Option<RopeConfig>) -> Vec<Arm> {
+    let arm =
+        |(name, method, settings)| Arm { name, method, settings, rope: rope.clone(), kv: args.model.kv };
+    described.into_iter().map(arm).collect()
+}
+
+/// Checks that the longest text fits under every arm, and says how many jobs there are to be.
+fn plan(
+    args: &Args,
+    package: &Package,
+    shape: &ModelShape,
+    arms: &[Arm],
+    suites: &[Box<dyn Suite>],
+) -> Result<usize, Failure> {
+    let readings = || suites.iter().flat_map(|s| s.readings());
+    let longest = readings().map(|r| r.tokens).max().unwrap_or(1);
+    let all: usize = readings().map(|r| r.tokens).sum();
+    let threads = args.model.threads()?;
+    // A text that is a large part of the run would be left to one job's share of the threads.
+    let balanced = if longest * threads <= all { threads.min(readings().count()).max(1) } else { 1 };
+    let mut jobs = args.jobs.unwrap_or(balanced).min(threads);
+    for arm in arms {
+        let built = build(&arm.method, &arm.settings, shape).input()?;
+        let plan = package.plan(built.as_ref(), arm.kv, longest, 16 * longest);
+        args.output.say(format_args!("{}: {}", arm.name, plan.line()));
+        plan.check().input()?;
+        let each = plan.total.saturating_sub(plan.weights).max(1);
+        if let Some(available) = available().filter(|_| args.jobs.is_none()) {
+            jobs = jobs.min((available.saturating_sub(plan.weights) / each).max(1));
+        }
+    }
+    Ok(jobs)
+}
+
+/// The model, once for each job, with its share of the threads.
+fn engines(
+    args: &Args,
+    package: &Package,
+    tokenizer: &Arc<reattention_model::Tokenizer>,
+    jobs: usize,
+) -> Result<Vec<Engine>, Failure> {
+    let threads = (args.model.threads()? / jobs).max(1);
+    let engine = package.engine(Arc::clone(tokenizer), args.model.backend_of(threads)?).input()?;
+    let engine = if args.no_template { engine.without_template() } else { engine };
+    let mut engines = Vec::new();
+    for _ in 1..jobs {
+        engines.push(engine.on(args.model.backend_of(threads)?));
+    }
+    engines.push(engine);
+    Ok(engines)
+}
+
+/// What makes the run what it is, and what stood around it.
+fn manifest(
+    args: &Args,
+    package: &Package,
+    engines: &[Engine],
+    arms: &[Arm],
+    suites: &[Box<dyn Suite>],
+) -> Result<(Map<String, Value>, Map<String, Value>), Failure> {
+    let engine = &engines[0];
+    let mut methods = Vec::new();
+    for arm in arms {
+        let mut method = method_json(arm.build(engine).input()?.as_ref());
+        method["arm"] = arm.name.clone().into();
+        method["kv"] = format!("{:?}", arm.kv).to_lowercase().into();
+        methods.push(method);
+    }
+    let suite = |s: &Box<dyn Suite>| {
+        json!({
+            "name": s.name(), "version": s.version(), "options": s.options(), "tasks": tasks(s.as_ref()),
+            "readings": s.readings().len(),
+            "rows": s.readings().iter().map(|r| r.rows.len()).sum::<usize>(),
+            "problems": s.problems(),
+        })
+    };
+    let (config, shape) = (package.config(), package.shape());
+    let same = json!({
+        "suites": suites.iter().map(suite).collect::<Vec<_>>(),
+        "arms": methods,
+        "rope": args.method.rope(),
+        "model": {
+            "name": args.model_name(), "fingerprint": package.fingerprint().input()?, "family": config.family.name,
+            "window": shape.window, "chat_template": engine.has_template(),
+        },
+        "backend": engine.backend().name(),
+        "seed": args.seed,
+        "evidence": args.evidence,
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    let around = json!({
+        "machine": machine(),
+        "threads": args.model.threads()?,
+        "jobs": engines.len(),
+        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "started_unix": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+    });
+    let object = |value| if let Value::Object(object) = value { object } else { Map::new() };
+    Ok((object(same), object(around)))
+}
+
+fn tasks(suite: &dyn Suite) -> Vec<String> {
+    distinct(&suite.readings().iter().map(|r| r.task.clone()).collect::<Vec<_>>())
+}
+
+/// Processor, cores, memory and system, as far as they can be told.
+fn machine() -> Value {
+    let file = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = file.lines().find(|l| l.starts_with("model name")).and_then(|l| l.split_once(": "));
+    json!({
+        "processor": name.map_or(std::env::consts::ARCH, |n| n.1),
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "memory_bytes": available(),
+        "system": std::env::consts::OS,
+    })
+}
+
+/// Prints the tables or the results, and writes both.
+fn finish(
+    args: &Args,
+    same: &Map<String, Value>,
+    arms: &[Arm],
+    suites: &[Box<dyn Suite>],
+    journal: &Journal,
+) -> Result<(), Failure> {
+    let names: Vec<&str> = suites.iter().map(|s| s.name()).collect();
+    let all: Vec<String> = suites.iter().flat_map(|s| tasks(s.as_ref())).collect();
+    let methods: Vec<&str> = arms.iter().map(|a| a.name.as_str()).collect();
+    let rows = journal.ordered(&names, &all.iter().map(String::as_str).collect::<Vec<_>>(), &methods);
+    let of = |s: &dyn Suite| rows.iter().copied().filter(|r| r.suite == s.name()).collect::<Vec<_>>();
+    let tables: Vec<Table> = suites.iter().flat_map(|s| s.tables(&of(s.as_ref()))).collect();
+    let cells = run::cells(&rows);
+    let mut object = Map::new();
+    object.insert("suite".into(), names.join(",").into());
+    object.extend(same.clone());
+    object.insert("arms".into(), methods.into());
+    object.insert("methods".into(), same.get("arms").cloned().unwrap_or_default());
+    object.insert("model".into(), args.model_name().into());
+    object.insert("fingerprint".into(), same.get("model").map_or(Value::Null, |m| m["fingerprint"].clone()));
+    object.insert("cells".into(), serde_json::to_value(&cells).running()?);
+    object.insert("tables".into(), serde_json::to_value(&tables).running()?);
+    let buckets = perplexity::buckets(&rows);
+    if !buckets.is_empty() {
+        object.insert("buckets".into(), serde_json::to_value(buckets).running()?);
+    }
+    let text: Vec<String> = tables.iter().map(Table::markdown).collect();
+    let text = text.join("\n");
+    if let Some(dir) = &args.out {
+        write(dir, "results.json", &serde_json::to_string_pretty(&object).running()?)?;
+        write(dir, "table.md", &text)?;
+        write_figures(dir, &cells, &names)?;
+        args.output.say(format_args!(
+            "written to {}; `reattn report {}` makes a page of it",
+            dir.display(),
+            dir.display()
+        ));
+    }
+    if args.output.json {
+        object.insert("rows".into(), serde_json::to_value(&rows).running()?);
+        print_json(&object)
+    } else {
+        print(text.trim_end())
+    }
+}
+
+/// Heat map and lines of each suite whose answers lie at depths.
+fn write_figures(dir: &Path, cells: &[run::Cell], names: &[&str]) -> Result<(), Failure> {
+    for name in names {
+        let of: Vec<run::Cell> =
+            cells.iter().filter(|c| c.suite == *name && c.depth.is_some()).cloned().collect();
+        if !of.is_empty() {
+            write(dir, &format!("{name}.svg"), &figures::needle_svg(&of))?;
+            write(dir, &format!("{name}-lines.svg"), &figures::needle_lines_svg(&of))?;
+        }
+    }
+    Ok(())
+}
