@@ -93,7 +93,9 @@ fn a_stopped_run_goes_on_and_gives_the_same_tables() {
     assert_eq!(first, Some((done, whole.rows().len())));
     assert_eq!(scores(&suites, &journal), scores(&suites, &whole));
     let (manifest, again) = run::read_run(dir.path()).unwrap();
-    assert_eq!((manifest["seed"].as_u64(), again.rows()), (Some(1), journal.rows()));
+    assert_eq!(manifest["seed"].as_u64(), Some(1));
+    // What is read back is what was written, to the last digit.
+    assert!(again.rows() == journal.rows());
 }
 
 #[test]
@@ -103,12 +105,13 @@ fn jobs_give_the_same_scores_as_one() {
     let arms = arms(&["full", "reattention", "string"]);
     let mut journals = [Journal::in_memory(), Journal::in_memory()];
     for (journal, engines) in journals.iter_mut().zip([&engines[..1], &engines[..]]) {
-        run::run(engines, &arms, &suites, &Options::default(), journal, &Cancel::default(), &mut |_| {}).unwrap();
+        run::run(engines, &arms, &suites, &Options::default(), journal, &Cancel::default(), &mut |_| {})
+            .unwrap();
     }
     assert_eq!(scores(&suites, &journals[0]), scores(&suites, &journals[1]));
     let table = &scores(&suites, &journals[1])[0];
     // String refuses texts that leave the window, and says so in place of a score.
-    assert_eq!((table.rows[1][3].as_str(), table.rows[1][4].as_str()), ("100.00", "-"), "{table:?}");
+    assert_eq!((table.rows[1][4].as_str(), table.rows[1][5].as_str()), ("100.00", "-"), "{table:?}");
     assert!(table.notes.iter().any(|n| n.starts_with("string, single at 1k: ")), "{:?}", table.notes);
 }
 
@@ -117,10 +120,7 @@ fn a_folder_holds_one_run() {
     let dir = tempfile::tempdir().unwrap();
     let journal = open(dir.path());
     let other = json!({ "seed": 2 }).as_object().unwrap().clone();
-    assert!(matches!(
-        Journal::open(dir.path(), &same(), &Map::new()),
-        Err(JournalError::InUse { .. })
-    ));
+    assert!(matches!(Journal::open(dir.path(), &same(), &Map::new()), Err(JournalError::InUse { .. })));
     drop(journal);
     let error = Journal::open(dir.path(), &other, &Map::new()).unwrap_err();
     assert!(matches!(&error, JournalError::Differs { key, .. } if key == "seed"), "{error}");

@@ -142,8 +142,9 @@ pub fn by_task(title: &str, rows: &[&Row]) -> Vec<Table> {
                 let mean = mean_score(&of(method));
                 sums.push(mean);
                 line.push(mean.map_or("-".into(), |m| format!("{m:.2}")));
-                let refused = distinct(of(method).iter().filter_map(|r| r.refused.clone()));
-                notes.extend(refused.iter().map(|why| format!("{method}, {task} at {name}: {why}")));
+                if let Some(why) = of(method).iter().find_map(|r| r.refused.as_ref()) {
+                    notes.push(format!("{method}, {task} at {name}: {why}"));
+                }
             }
             lines.push(line);
         }
