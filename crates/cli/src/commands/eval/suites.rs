@@ -127,6 +127,8 @@ fn engines(
     Ok(engines)
 }
 
+type Object = Map<String, Value>;
+
 /// What makes the run what it is, and what stood around it.
 fn manifest(
     args: &Args,
@@ -134,7 +136,7 @@ fn manifest(
     engines: &[Engine],
     arms: &[Arm],
     suites: &[Box<dyn Suite>],
-) -> Result<(Map<String, Value>, Map<String, Value>), Failure> {
+) -> Result<(Object, Object), Failure> {
     let engine = &engines[0];
     let mut methods = Vec::new();
     for arm in arms {
@@ -143,9 +145,9 @@ fn manifest(
         method["kv"] = format!("{:?}", arm.kv).to_lowercase().into();
         methods.push(method);
     }
-    let suite = |s: &Box<dyn Suite>| {
+    let suite = |s: &dyn Suite| {
         json!({
-            "name": s.name(), "version": s.version(), "options": s.options(), "tasks": tasks(s.as_ref()),
+            "name": s.name(), "version": s.version(), "options": s.options(), "tasks": tasks(s),
             "readings": s.readings().len(),
             "rows": s.readings().iter().map(|r| r.rows.len()).sum::<usize>(),
             "problems": s.problems(),
@@ -153,7 +155,7 @@ fn manifest(
     };
     let (config, shape) = (package.config(), package.shape());
     let same = json!({
-        "suites": suites.iter().map(suite).collect::<Vec<_>>(),
+        "suites": suites.iter().map(|s| suite(s.as_ref())).collect::<Vec<_>>(),
         "arms": methods,
         "rope": args.method.rope(),
         "model": {
@@ -195,7 +197,7 @@ fn machine() -> Value {
 /// Prints the tables or the results, and writes both.
 fn finish(
     args: &Args,
-    same: &Map<String, Value>,
+    same: &Object,
     arms: &[Arm],
     suites: &[Box<dyn Suite>],
     journal: &Journal,
