@@ -221,7 +221,7 @@ fn evaluations_write_what_they_print() {
         assert!(cell["seconds"].as_f64() > Some(0.0) && cell["peak_rss_bytes"].as_u64() > Some(0));
     }
     assert_eq!(report["rows"].as_array().unwrap().len(), 8);
-    for name in ["run.json", "rows.jsonl", "results.json", "table.md", "needle.svg", "needle-lines.svg"] {
+    for name in ["run.json", "rows.jsonl", "results.json", "table.md", "figures/needle-single-depth.svg"] {
         assert!(dir.path().join(name).exists(), "{name}");
     }
     let report =

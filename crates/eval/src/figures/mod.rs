@@ -1,12 +1,57 @@
 //! Tables and figures of results, as text, Markdown and SVG.
 
-mod lines;
+mod curves;
+mod heat;
+mod positions;
+mod scale;
+mod svg;
 
-pub use lines::needle_lines_svg;
+pub use curves::{length_lines, mean_lines};
+pub use heat::heat_maps;
+pub use positions::position_lines;
+pub use svg::{Figure, STYLE};
 
-use crate::run::Cell;
+pub(crate) use scale::grouped;
+pub(crate) use svg::escape;
+
+use crate::run::{Row, cells};
 use crate::suites::selection;
 use std::fmt::Write;
+
+/// Name of the folder of a run's figures, beside its rows.
+pub const FOLDER: &str = "figures";
+
+/// The figures of a suite's rows: lines of the mean over its tasks where there are several, then for each task heat maps, lines
+/// by length and lines by position, as far as its rows have depths, lengths and losses. `methods` are those of the whole run, so
+/// that each has one colour in all its figures; memory is shown only if it is one method's own (`with_memory`).
+pub fn of_suite(suite: &str, rows: &[&Row], methods: &[String], with_memory: bool) -> Vec<Figure> {
+    let of: Vec<&Row> = rows.iter().copied().filter(|r| r.suite == suite).collect();
+    let cells = cells(&of);
+    let tasks = distinct(cells.iter().map(|c| c.task.clone()));
+    let mut figures = Vec::new();
+    if tasks.len() > 1 {
+        figures.extend(mean_lines(suite, &cells, methods, with_memory));
+    }
+    for task in &tasks {
+        figures.extend(heat_maps(suite, task, &cells));
+        figures.extend(length_lines(suite, task, &cells, methods, with_memory));
+        figures.extend(position_lines(suite, task, &of, methods));
+    }
+    number_names(&mut figures);
+    figures
+}
+
+/// Numbers names that are there already: tasks may differ only in letters that no file's name has.
+fn number_names(figures: &mut [Figure]) {
+    let mut taken = std::collections::HashSet::new();
+    for figure in figures {
+        let (name, mut n) = (figure.name.clone(), 1);
+        while !taken.insert(figure.name.to_lowercase()) {
+            n += 1;
+            figure.name = format!("{name}-{n}");
+        }
+    }
+}
 
 /// What arms lose against the first: questions by task, then perplexity, then speed and memory.
 pub fn selection_table(report: &selection::Report) -> String {
@@ -77,69 +122,6 @@ pub fn selection_table(report: &selection::Report) -> String {
     parts.join("\n")
 }
 
-/// Heat maps of needle accuracy, one a method: length to the right, depth downwards. Opens in any browser.
-pub fn needle_svg(cells: &[Cell]) -> String {
-    const CELL: (usize, usize) = (64, 32);
-    let methods = distinct(cells.iter().map(|c| c.method.clone()));
-    let lengths = distinct(cells.iter().filter_map(|c| c.length));
-    let depths = distinct(cells.iter().filter_map(|c| c.depth));
-    let (left, top) = (70, 40);
-    let panel = top + CELL.1 * depths.len() + 34;
-    let (width, height) = (left + CELL.0 * lengths.len().max(3) + 20, panel * methods.len() + 10);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
-    for (m, method) in methods.iter().enumerate() {
-        let y0 = m * panel + top;
-        let _ = writeln!(
-            svg,
-            "<text x=\"{left}\" y=\"{}\" font-size=\"15\" font-weight=\"bold\">{}</text>",
-            y0 - 14,
-            escape(method)
-        );
-        for (d, depth) in depths.iter().enumerate() {
-            let y = y0 + d * CELL.1;
-            let _ = writeln!(
-                svg,
-                "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{depth}%</text>",
-                left - 8,
-                y + CELL.1 / 2 + 4
-            );
-            for (l, length) in lengths.iter().enumerate() {
-                let Some(cell) = cells
-                    .iter()
-                    .find(|c| c.method == *method && c.length == Some(*length) && c.depth == Some(*depth))
-                else {
-                    continue;
-                };
-                let Some(share) = accuracy(&[cell]) else { continue };
-                let x = left + l * CELL.0;
-                let ink = if share > 0.6 { "white" } else { "black" };
-                let _ = writeln!(
-                    svg,
-                    "<rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{}\" fill=\"{}\"/>",
-                    CELL.0 - 2,
-                    CELL.1 - 2,
-                    colour(share)
-                );
-                let _ = writeln!(
-                    svg,
-                    "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"{ink}\">{share:.2}</text>",
-                    x + CELL.0 / 2 - 1,
-                    y + CELL.1 / 2 + 3
-                );
-            }
-        }
-        for (l, length) in lengths.iter().enumerate() {
-            let (x, y) = (left + l * CELL.0 + CELL.0 / 2 - 1, y0 + CELL.1 * depths.len() + 14);
-            let _ =
-                writeln!(svg, "<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">{}</text>", short(*length));
-        }
-    }
-    svg.push_str("</svg>\n");
-    svg
-}
-
 /// A length as people say it: 512, 4k, 1m.
 pub fn short(tokens: usize) -> String {
     match tokens {
@@ -147,39 +129,6 @@ pub fn short(tokens: usize) -> String {
         n if n >= 1 << 10 && n.is_multiple_of(1 << 10) => format!("{}k", n >> 10),
         n => n.to_string(),
     }
-}
-
-/// Mean score over cells, 0 to 1; none where nothing was asked.
-fn accuracy(cells: &[&Cell]) -> Option<f64> {
-    let samples: usize = cells.iter().map(|c| c.samples).sum();
-    let sum: f64 = cells.iter().map(|c| c.score.unwrap_or(0.0) / 100.0 * c.samples as f64).sum();
-    (samples > 0).then(|| sum / samples as f64)
-}
-
-/// Seconds a question, reading included.
-fn seconds(cells: &[&Cell]) -> Option<f64> {
-    let samples: usize = cells.iter().map(|c| c.samples).sum();
-    (samples > 0).then(|| cells.iter().map(|c| c.seconds).sum::<f64>() / samples as f64)
-}
-
-/// The most memory held, in bytes.
-fn peak(cells: &[&Cell]) -> Option<usize> {
-    cells.iter().filter_map(|c| c.peak_rss_bytes).max()
-}
-
-/// Cells of one method and length, in their order.
-fn groups(cells: &[Cell]) -> Vec<Vec<&Cell>> {
-    let mut groups: Vec<Vec<&Cell>> = Vec::new();
-    for method in distinct(cells.iter().map(|c| c.method.clone())) {
-        for length in distinct(cells.iter().filter_map(|c| c.length)) {
-            let of = |c: &&Cell| c.method == method && c.length == Some(length);
-            let group: Vec<_> = cells.iter().filter(of).collect();
-            if !group.is_empty() {
-                groups.push(group);
-            }
-        }
-    }
-    groups
 }
 
 pub(crate) fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
@@ -222,69 +171,32 @@ pub(crate) fn markdown(rows: &[Vec<String>]) -> String {
     table
 }
 
-fn number(x: f64) -> String {
+/// A perplexity, as tables show it.
+pub(crate) fn number(x: f64) -> String {
     if x < 1000.0 { format!("{x:.2}") } else { format!("{x:.2e}") }
-}
-
-/// From pale red (0) over yellow to green (1).
-fn colour(share: f64) -> String {
-    let mix = |a: f64, b: f64, t: f64| (a + (b - a) * t).round() as u8;
-    let (from, to, t) = if share < 0.5 {
-        ((244.0, 204.0, 204.0), (255.0, 229.0, 153.0), share * 2.0)
-    } else {
-        ((255.0, 229.0, 153.0), (39.0, 119.0, 66.0), share * 2.0 - 1.0)
-    };
-    format!("#{:02x}{:02x}{:02x}", mix(from.0, to.0, t), mix(from.1, to.1, t), mix(from.2, to.2, t))
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn cell(method: &str, length: usize, depth: f64, correct: usize) -> Cell {
-        Cell {
-            method: method.into(),
+    #[test]
+    fn figures_of_a_suite_have_names_of_their_own() {
+        let row = |task: &str, length: usize| Row {
+            suite: "s".into(),
+            task: task.into(),
+            method: "m".into(),
             length: Some(length),
-            depth: Some(depth),
-            samples: 4,
-            correct,
-            score: Some(25.0 * correct as f64),
-            seconds: 2.0,
-            peak_rss_bytes: Some(5 << 20),
-            ..Cell::default()
-        }
-    }
-
-    #[test]
-    fn a_refused_length_has_no_point() {
-        let refused = Cell {
-            samples: 0,
-            score: None,
-            peak_rss_bytes: None,
-            refused: Some("too long".into()),
-            ..cell("dca", 4096, 0.0, 0)
+            depth: Some(50.0),
+            score: Some(1.0),
+            ..Row::default()
         };
-        let lines = needle_lines_svg(&[
-            cell("dca", 512, 0.0, 4),
-            cell("full", 512, 0.0, 4),
-            cell("full", 4096, 0.0, 0),
-            refused,
-        ]);
-        assert_eq!(lines.matches("<text").count(), lines.matches("</text>").count());
-        // One point of dca and two of full in each of the three panels, and a line only where there are two points.
-        assert_eq!((lines.matches("<circle").count(), lines.matches("<polyline").count()), (9, 3), "{lines}");
-    }
-
-    #[test]
-    fn the_heat_map_is_well_formed_and_names_what_it_shows() {
-        let svg = needle_svg(&[cell("a<b", 1 << 20, 0.0, 4), cell("a<b", 4096, 100.0, 0)]);
-        assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
-        assert!(
-            svg.contains("a&lt;b") && svg.contains(">1m<") && svg.contains(">4k<") && svg.contains(">1.00<")
+        let rows = [row("a/b", 512), row("a/b", 1024), row("a b", 512), row("a b", 1024)];
+        let figures = of_suite("s", &rows.iter().collect::<Vec<_>>(), &["m".to_string()], true);
+        let names: Vec<&str> = figures.iter().map(|f| f.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["s-mean-length", "s-a-b-depth", "s-a-b-length", "s-a-b-depth-2", "s-a-b-length-2"]
         );
     }
 }

@@ -5,7 +5,7 @@
 //! perplexity by word, which does not depend on the tokenizer, stands beside it (as google-deepmind/pg19 defines it).
 
 use crate::EvalError;
-use crate::figures::distinct;
+use crate::figures::{distinct, number};
 use crate::run::{self, Made, Reading, Row, RowKey, Table, Tools, methods};
 use crate::scorers::{Sample, Score, ScoreError};
 use crate::text::prose;
@@ -141,9 +141,8 @@ pub fn buckets(rows: &[&Row]) -> Vec<Bucket> {
 }
 
 /// One line a method, one column a bucket; then all tokens, and all words.
-fn table(rows: &[&Row]) -> Table {
+pub fn table(rows: &[&Row]) -> Table {
     let buckets = buckets(rows);
-    let number = |x: f64| if x < 1000.0 { format!("{x:.2}") } else { format!("{x:.2e}") };
     let mut edges = distinct(buckets.iter().map(|b| b.from));
     edges.sort_unstable();
     let name = |from: &usize| {

@@ -5,6 +5,7 @@ use super::{Args, Described, blame, write};
 use crate::common::{complain, distinct, method_json, plain, print, print_json};
 use crate::failure::{Blame, Failure};
 use crate::progress::Bar;
+use anyhow::Context;
 use reattention::ModelShape;
 use reattention::methods::build;
 use reattention::rope::RopeConfig;
@@ -49,7 +50,7 @@ pub(super) fn run(args: &Args, names: &[SuiteName]) -> Result<ExitCode, Failure>
     });
     bar.clear();
     result.map_err(blame)?;
-    finish(args, &same, &arms, &suites, &journal)?;
+    finish(args, &same, &arms, &suites, &journal, jobs)?;
     let unscored = journal.rows().iter().filter(|r| is_unscored(r)).count();
     if unscored > 0 {
         complain(format_args!("{unscored} answers could not be scored: their rows say why"));
@@ -201,6 +202,7 @@ fn finish(
     arms: &[Arm],
     suites: &[Box<dyn Suite>],
     journal: &Journal,
+    jobs: usize,
 ) -> Result<(), Failure> {
     let names: Vec<&str> = suites.iter().map(|s| s.name()).collect();
     let all: Vec<String> = suites.iter().flat_map(|s| tasks(s.as_ref())).collect();
@@ -227,7 +229,7 @@ fn finish(
     if let Some(dir) = &args.out {
         write(dir, "results.json", &serde_json::to_string_pretty(&object).running()?)?;
         write(dir, "table.md", &text)?;
-        write_figures(dir, &cells, &names)?;
+        write_figures(dir, &rows, &names, arms, jobs)?;
         args.output.say(format_args!(
             "written to {}; `reattn report {}` makes a page of it",
             dir.display(),
@@ -242,14 +244,21 @@ fn finish(
     }
 }
 
-/// Heat map and lines of each suite whose answers lie at depths.
-fn write_figures(dir: &Path, cells: &[run::Cell], names: &[&str]) -> Result<(), Failure> {
-    for name in names {
-        let of: Vec<run::Cell> =
-            cells.iter().filter(|c| c.suite == *name && c.depth.is_some()).cloned().collect();
-        if !of.is_empty() {
-            write(dir, &format!("{name}.svg"), &figures::needle_svg(&of))?;
-            write(dir, &format!("{name}-lines.svg"), &figures::needle_lines_svg(&of))?;
+/// The figures of all suites, as the report has them.
+fn write_figures(
+    dir: &Path,
+    rows: &[&Row],
+    names: &[&str],
+    arms: &[Arm],
+    jobs: usize,
+) -> Result<(), Failure> {
+    let folder = dir.join(figures::FOLDER);
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string()).input()?;
+    let methods: Vec<String> = arms.iter().map(|a| a.name.clone()).collect();
+    for suite in names {
+        // The memory of several jobs is no method's own.
+        for figure in figures::of_suite(suite, rows, &methods, jobs == 1) {
+            write(&folder, &format!("{}.svg", figure.name), &figure.file())?;
         }
     }
     Ok(())
