@@ -9,7 +9,7 @@ mod failure;
 mod progress;
 
 use clap::{Parser, Subcommand};
-use commands::{ask, bench, demo, eval, inspect, methods, score};
+use commands::{ask, bench, demo, eval, inspect, methods, report, score};
 use std::process::ExitCode;
 
 /// Read far more text than the model was trained for, on the machine at hand, without training.
@@ -32,6 +32,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Run an evaluation suite.
     Eval(eval::Args),
+    /// Show a run of evaluations as a page, with its figures and tables.
+    Report(report::Args),
     /// Score existing predictions as a published benchmark does, without a model.
     Score(score::Args),
     /// Measure speed by context length, or the kernels against the machine's limits.
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Methods(args) => methods::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Score(args) => score::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

@@ -7,6 +7,7 @@
 
 mod arm;
 pub mod figures;
+pub mod report;
 pub mod run;
 pub mod scorers;
 pub mod suites;

@@ -6,4 +6,5 @@ pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod methods;
+pub(crate) mod report;
 pub(crate) mod score;

@@ -209,7 +209,16 @@ fn finish(
     let methods: Vec<&str> = arms.iter().map(|a| a.name.as_str()).collect();
     let rows = journal.ordered(&names, &all.iter().map(String::as_str).collect::<Vec<_>>(), &methods);
     let of = |s: &dyn Suite| rows.iter().copied().filter(|r| r.suite == s.name()).collect::<Vec<_>>();
-    let tables: Vec<Table> = suites.iter().flat_map(|s| s.tables(&of(s.as_ref()))).collect();
+    let mut tables: Vec<Table> = Vec::new();
+    let mut named = Vec::new();
+    for suite in suites {
+        for table in suite.tables(&of(suite.as_ref())) {
+            let mut object = serde_json::to_value(&table).running()?;
+            object["suite"] = suite.name().into();
+            named.push(object);
+            tables.push(table);
+        }
+    }
     let cells = run::cells(&rows);
     let mut object = Map::new();
     object.insert("suite".into(), names.join(",").into());
@@ -219,7 +228,7 @@ fn finish(
     object.insert("model".into(), args.model_name().into());
     object.insert("fingerprint".into(), same.get("model").map_or(Value::Null, |m| m["fingerprint"].clone()));
     object.insert("cells".into(), serde_json::to_value(&cells).running()?);
-    object.insert("tables".into(), serde_json::to_value(&tables).running()?);
+    object.insert("tables".into(), named.into());
     let buckets = perplexity::buckets(&rows);
     if !buckets.is_empty() {
         object.insert("buckets".into(), serde_json::to_value(buckets).running()?);
