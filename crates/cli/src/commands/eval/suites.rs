@@ -163,7 +163,7 @@ fn manifest(
             "name": args.model_name(), "fingerprint": package.fingerprint().input()?, "family": config.family.name,
             "window": shape.window, "chat_template": engine.has_template(),
         },
-        "backend": engine.backend().name(),
+        "backend": without_threads(&engine.backend().name()),
         "seed": args.seed,
         "evidence": args.evidence,
         "version": env!("CARGO_PKG_VERSION"),
@@ -177,6 +177,11 @@ fn manifest(
     });
     let object = |value| if let Value::Object(object) = value { object } else { Map::new() };
     Ok((object(same), object(around)))
+}
+
+/// The name of a backend without its threads, which decide no score: `cpu (avx2)`.
+fn without_threads(backend: &str) -> String {
+    backend.split_once(", ").map_or(backend.to_string(), |(kind, _)| format!("{kind})"))
 }
 
 fn tasks(suite: &dyn Suite) -> Vec<String> {
