@@ -167,6 +167,7 @@ impl Row {
             model: text(extra.get("model")).unwrap_or_default(),
             length: extra.get("length").and_then(Value::as_u64),
             index: extra.get("topic_index").and_then(Value::as_u64).unwrap_or(0) as usize,
+            ..Sample::default()
         };
         let expected = row.remove("expected").context("no expected score")?;
         let id = text(row.get("id")).context("no id")?;

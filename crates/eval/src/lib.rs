@@ -8,6 +8,7 @@
 mod arm;
 pub mod figures;
 pub mod report;
+mod jsonl;
 pub mod run;
 pub mod scorers;
 pub mod suites;

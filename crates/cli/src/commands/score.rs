@@ -16,7 +16,7 @@ pub(crate) struct Args {
     /// Predictions, one JSON object a line, as the suite's own scripts write them.
     #[arg(value_name = "FILE.jsonl")]
     file: PathBuf,
-    /// infinitebench, longbench, leval, ruler, babilong or needlebench.
+    /// infinitebench, longbench, longbench-v2, leval, ruler, babilong or needlebench.
     #[arg(long)]
     suite: Suite,
     /// Task of the suite, such as narrativeqa, narrativeqa_e, passkey, coursera, niah_single_1, qa1 or needlebench.

@@ -1,14 +1,15 @@
 //! Files of predictions: one JSON object a line, as the suites' own scripts write them.
 //!
 //! Every line gets a score or a problem that names it. Names of fields are those of the published files: the prediction is
-//! `prediction`, `pred` or ends in `_pred`; the reference is `label`, `ground_truth`, `references`, `answers`, `outputs`, `gt`,
+//! `prediction`, `pred` or ends in `_pred` (LongBench v2: `response`); the reference is `label`, `ground_truth`, `references`, `answers`, `outputs`, `gt`,
 //! `answer` or `target`. Fields may also stand in an object `extra`.
 
-use super::{Sample, Score, ScoreError, Scorer, Summary};
+use super::{Sample, Score, Scorer, Suite, Summary};
+use crate::jsonl::{Records, kind, parse};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
-use std::io::{BufRead, Read};
+use std::io::BufRead;
 
 /// Longest line that is read, in bytes.
 pub const LONGEST_LINE: usize = 16 << 20;
@@ -50,15 +51,13 @@ pub struct Problem {
 ///
 /// # Errors
 /// When the input cannot be read on.
-pub fn score_file(scorer: &Scorer, model: &str, mut input: impl BufRead) -> std::io::Result<Report> {
+pub fn score_file(scorer: &Scorer, model: &str, input: impl BufRead) -> std::io::Result<Report> {
     let (mut rows, mut problems, mut scored) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut first_line_of, mut number, mut index) = (HashMap::new(), 0, 0);
-    while let Some(line) = next_line(&mut input)? {
-        number += 1;
-        if line.as_ref().is_ok_and(|l| l.iter().all(u8::is_ascii_whitespace)) {
-            continue;
-        }
-        let result = line.and_then(|line| parse(&line)).and_then(|row| {
+    let (mut first_line_of, mut index) = (HashMap::new(), 0);
+    let mut records = Records::lines(input, LONGEST_LINE);
+    while let Some(record) = records.next()? {
+        let number = record.line;
+        let result = record.bytes.and_then(|line| parse(&line)).and_then(|row| {
             let (id, sample) = read(scorer, model, index, &row)?;
             if let Some(id) = &id {
                 let first = *first_line_of.entry(id.clone()).or_insert(number);
@@ -74,7 +73,12 @@ pub fn score_file(scorer: &Scorer, model: &str, mut input: impl BufRead) -> std:
             Ok((id, sample, score)) => {
                 rows.push(Row { line: number, id, score: score.clone() });
                 scored.push((
-                    Sample { length: sample.length, index: sample.index, ..Sample::default() },
+                    Sample {
+                        length: sample.length,
+                        index: sample.index,
+                        groups: sample.groups,
+                        ..Sample::default()
+                    },
                     score,
                 ));
             }
@@ -82,31 +86,6 @@ pub fn score_file(scorer: &Scorer, model: &str, mut input: impl BufRead) -> std:
         }
     }
     Ok(Report { summary: scorer.summary(&scored), rows, problems })
-}
-
-/// The next line without its end, or what is wrong with it; a longer one than [`LONGEST_LINE`] is skipped.
-fn next_line(input: &mut impl BufRead) -> std::io::Result<Option<Result<Vec<u8>, String>>> {
-    let mut line = Vec::new();
-    let read = input.by_ref().take(LONGEST_LINE as u64 + 1).read_until(b'\n', &mut line)?;
-    if read == 0 {
-        return Ok(None);
-    }
-    if line.last() == Some(&b'\n') {
-        line.pop();
-    } else if line.len() > LONGEST_LINE {
-        input.skip_until(b'\n')?;
-        return Ok(Some(Err(format!("longer than {} MiB, the most a line may have", LONGEST_LINE >> 20))));
-    }
-    Ok(Some(Ok(line)))
-}
-
-fn parse(line: &[u8]) -> Result<Map<String, Value>, String> {
-    let text = std::str::from_utf8(line).map_err(|e| format!("not UTF-8 from byte {}", e.valid_up_to()))?;
-    match serde_json::from_str(text) {
-        Ok(Value::Object(row)) => Ok(row),
-        Ok(other) => Err(format!("{} where an object belongs", kind(&other))),
-        Err(error) => Err(format!("not JSON at column {}: {error}", error.column())),
-    }
 }
 
 /// The row's id and what is scored.
@@ -148,7 +127,10 @@ fn read(
         Some(Value::Number(id)) => Some(id.to_string()),
         Some(other) => return Err(format!("the id is {} where a text or a number belongs", kind(other))),
     };
-    let named = ["prediction", "pred"].into_iter().find_map(|name| row.get_key_value(name));
+    // LongBench v2's scripts write what the model said to `response`, and the letter they found in it to `pred`.
+    let v2 = scorer.suite() == Suite::LongBenchV2;
+    let names = if v2 { ["response", "prediction"] } else { ["prediction", "pred"] };
+    let named = names.into_iter().find_map(|name| row.get_key_value(name));
     let (name, prediction) = named
         .or_else(|| row.iter().find(|(name, _)| name.ends_with("_pred")))
         .ok_or("it has no prediction: neither `prediction` nor `pred` nor a field that ends in `_pred`")?;
@@ -173,7 +155,12 @@ fn read(
         classes,
         question: text("question")?,
         model: text("model")?.unwrap_or_else(|| model.to_string()),
-        length: whole("length")?,
+        length: if v2 { None } else { whole("length")? },
+        groups: if v2 {
+            [text("difficulty")?, text("length")?].into_iter().flatten().collect()
+        } else {
+            vec![]
+        },
         index: index.map_err(|_| "`topic_index` is too large")?,
     };
     Ok((id, sample))
@@ -181,13 +168,6 @@ fn read(
 
 const REFERENCES: [&str; 8] =
     ["label", "ground_truth", "references", "answers", "outputs", "gt", "answer", "target"];
-
-fn kind(value: &Value) -> &'static str {
-    match super::wrong("", value) {
-        ScoreError::WrongType { found, .. } => found,
-        _ => "something else",
-    }
-}
 
 #[cfg(test)]
 mod tests {

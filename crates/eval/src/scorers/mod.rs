@@ -11,6 +11,7 @@ pub mod file;
 pub mod infinitebench;
 pub mod leval;
 pub mod longbench;
+pub mod longbench_v2;
 pub mod needlebench;
 pub mod normalize;
 pub mod python;
@@ -45,6 +46,8 @@ pub struct Sample {
     pub length: Option<u64>,
     /// Place in the file: L-Eval's topic retrieval takes it modulo 3.
     pub index: usize,
+    /// Groups whose averages it counts in: difficulty and length of LongBench v2.
+    pub groups: Vec<String>,
 }
 
 impl Sample {
@@ -89,15 +92,7 @@ impl Sample {
 }
 
 fn wrong(wanted: &'static str, found: &Value) -> ScoreError {
-    let found = match found {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    };
-    ScoreError::WrongType { field: "the reference", wanted, found }
+    ScoreError::WrongType { field: "the reference", wanted, found: crate::jsonl::kind(found) }
 }
 
 /// Score of one sample.
@@ -202,6 +197,9 @@ pub enum Suite {
     InfiniteBench,
     /// THUDM/LongBench, version 1, with its -E variants.
     LongBench,
+    /// THUDM/LongBench, version 2.
+    #[serde(rename = "longbench-v2")]
+    LongBenchV2,
     /// OpenLMLab/LEval.
     LEval,
     /// NVIDIA/RULER.
@@ -214,14 +212,22 @@ pub enum Suite {
 
 impl Suite {
     /// All suites.
-    pub const ALL: [Self; 6] =
-        [Self::InfiniteBench, Self::LongBench, Self::LEval, Self::Ruler, Self::BabiLong, Self::NeedleBench];
+    pub const ALL: [Self; 7] = [
+        Self::InfiniteBench,
+        Self::LongBench,
+        Self::LongBenchV2,
+        Self::LEval,
+        Self::Ruler,
+        Self::BabiLong,
+        Self::NeedleBench,
+    ];
 
     /// Its name on the command line and in files.
     pub fn name(self) -> &'static str {
         match self {
             Self::InfiniteBench => "infinitebench",
             Self::LongBench => "longbench",
+            Self::LongBenchV2 => "longbench-v2",
             Self::LEval => "leval",
             Self::Ruler => "ruler",
             Self::BabiLong => "babilong",
@@ -234,6 +240,7 @@ impl Suite {
         match self {
             Self::InfiniteBench => names(&infinitebench::TASKS),
             Self::LongBench => names(&longbench::TASKS),
+            Self::LongBenchV2 => vec!["longbench-v2".to_string()],
             Self::LEval => names(&leval::TASKS),
             Self::Ruler => names(&RULER),
             Self::BabiLong => (1..=20).map(|n| format!("qa{n}")).collect(),
@@ -279,6 +286,7 @@ pub struct Scorer {
 enum Kind {
     Infinite(infinitebench::Task),
     LongBench(longbench::Metric),
+    LongBenchV2,
     LEval(leval::Task),
     Ruler(Match),
     BabiLong(&'static [&'static str]),
@@ -318,6 +326,7 @@ impl Scorer {
             Suite::LongBench => {
                 find(&longbench::TASKS, task.strip_suffix("_e").unwrap_or(task)).map(Kind::LongBench)
             }
+            Suite::LongBenchV2 => (task == "longbench-v2").then_some(Kind::LongBenchV2),
             Suite::LEval => find(&leval::TASKS, task).map(Kind::LEval),
             Suite::Ruler => find(&RULER, task).map(Kind::Ruler),
             Suite::BabiLong => babilong::labels(task).map(Kind::BabiLong),
@@ -343,6 +352,16 @@ impl Scorer {
         &self.task
     }
 
+    /// Names of the scores that the task reports apart: what [`Score::parts`] has, as far as a sample has them.
+    pub fn parts(&self) -> &'static [&'static str] {
+        match self.kind {
+            Kind::LongBench(longbench::Metric::Code) => &["levenshtein", "difflib"],
+            Kind::LEval(leval::Task::Rouge) => &["rouge1", "rouge2", "rougeL"],
+            Kind::LEval(leval::Task::Judge) => &["loyalty", "fact"],
+            _ => &[],
+        }
+    }
+
     /// Scores a sample.
     ///
     /// # Errors
@@ -351,6 +370,7 @@ impl Scorer {
         match self.kind {
             Kind::Infinite(task) => infinitebench::score(task, sample),
             Kind::LongBench(metric) => longbench::score(metric, &self.task, sample),
+            Kind::LongBenchV2 => longbench_v2::score(sample),
             Kind::LEval(task) => leval::score(task, sample),
             Kind::Ruler(Match::All) => ruler::match_all(sample),
             Kind::Ruler(Match::Part) => ruler::match_part(sample),

@@ -13,7 +13,7 @@ pub struct Summary {
     /// Averages of the scores that are reported apart, in per cent.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<Group>,
-    /// Averages of groups of samples: LongBench-E's lengths, L-Eval's first, second and third topic.
+    /// Averages of groups of samples: LongBench-E's lengths, LongBench v2's difficulties and lengths, L-Eval's first, second and third topic.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Group>,
 }
@@ -48,6 +48,22 @@ impl Scorer {
             summary.groups = groups(scored, &["0-4k", "4-8k", "8k+"], |s| {
                 s.length.map(|n| usize::from(n >= 4000) + usize::from(n >= 8000))
             });
+        }
+        if let Kind::LongBenchV2 = self.kind {
+            for name in ["easy", "hard", "short", "medium", "long"] {
+                let values: Vec<f64> = scored
+                    .iter()
+                    .filter(|s| s.0.groups.iter().any(|g| g == name))
+                    .map(|s| s.1.value)
+                    .collect();
+                if !values.is_empty() {
+                    summary.groups.push(Group {
+                        name,
+                        rows: values.len(),
+                        percent: mean(values.into_iter()),
+                    });
+                }
+            }
         }
         if let Kind::LEval(leval::Task::Topics) = self.kind {
             summary.groups =
