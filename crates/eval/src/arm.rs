@@ -81,6 +81,9 @@ pub enum EvalError {
         /// What the system says.
         error: std::io::Error,
     },
+    /// A benchmark's files cannot be used.
+    #[error(transparent)]
+    Data(#[from] crate::suites::data::DataError),
     /// A rule for too long prompts met a text with several questions.
     #[error("a text with several questions cannot be cut in the middle")]
     CutsOneQuestion,

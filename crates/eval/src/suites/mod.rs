@@ -1,5 +1,12 @@
 //! Suites: one file each, or a folder where a suite has parts.
 
+pub mod babilong;
+pub mod data;
+pub mod infinitebench;
+pub mod leval;
+pub mod longbench;
+pub mod longbench_v2;
 pub mod needle;
 pub mod perplexity;
+pub mod ruler_data;
 pub mod selection;
