@@ -1,5 +1,7 @@
 //! The generator's own random numbers.
 
+use std::collections::HashMap;
+
 /// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): a counter stepped
 /// by the golden ratio and mixed by two multiplications.
 ///
@@ -48,6 +50,31 @@ impl Rng {
         self.below(100) < percent
     }
 
+    /// A number in `from..=to`, which must not be empty.
+    pub fn between(&mut self, from: i64, to: i64) -> i64 {
+        from + self.below(usize::try_from(to - from + 1).unwrap_or(0)) as i64
+    }
+
+    /// Puts `items` in random order, every order as likely as any other (Fisher and Yates).
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last + 1));
+        }
+    }
+
+    /// `count` different numbers in `0..bound` in the order drawn, or all of them if there are fewer.
+    pub fn sample(&mut self, bound: usize, count: usize) -> Vec<usize> {
+        // The shuffle above from the front, with only the moved places kept: drawing 4 of a million takes 4 steps.
+        let mut moved = HashMap::new();
+        (0..count.min(bound))
+            .map(|at| {
+                let other = at + self.below(bound - at);
+                let here = moved.get(&at).copied().unwrap_or(at);
+                moved.insert(other, here).unwrap_or(other)
+            })
+            .collect()
+    }
+
     /// One of `choices`.
     pub(super) fn pick(&mut self, choices: &[&'static str]) -> &'static str {
         // Word lists are constants and never empty, but an index out of bounds must not be possible from here.
@@ -77,6 +104,26 @@ mod tests {
         }
         assert!(seen.iter().all(|&n| (850..1150).contains(&n)), "{seen:?}");
         assert_eq!(rng.below(0), 0);
+    }
+
+    #[test]
+    fn samples_are_distinct_and_orders_even() {
+        let mut rng = Rng::new(3);
+        let mut first = [0usize; 5];
+        for _ in 0..5_000 {
+            let mut drawn = rng.sample(5, 3);
+            first[drawn[0]] += 1;
+            drawn.sort_unstable();
+            drawn.dedup();
+            assert_eq!(drawn.len(), 3);
+        }
+        assert!(first.iter().all(|&n| (850..1150).contains(&n)), "{first:?}");
+        let mut all = rng.sample(4, 9);
+        rng.shuffle(&mut all);
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 3]);
+        let drawn: Vec<i64> = (0..200).map(|_| rng.between(-1, 1)).collect();
+        assert!([-1, 0, 1].iter().all(|n| drawn.contains(n)) && drawn.iter().all(|n| (-1..=1).contains(n)));
     }
 
     #[test]
