@@ -62,6 +62,9 @@ pub enum EvalError {
     /// The text could not be made.
     #[error(transparent)]
     Text(#[from] crate::text::TextError),
+    /// A benchmark's text could not be generated.
+    #[error(transparent)]
+    Generate(#[from] crate::suites::generate::GenerateError),
     /// Several questions are asked of a text read once, and the method would read it anew with each.
     #[error(
         "arm `{arm}` reads text and question as one, so questions cannot be asked of a text read once; set question_alone=true and reference=off (reattention), or a catalyst other than question (infinipot)"

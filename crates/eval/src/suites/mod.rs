@@ -6,6 +6,8 @@ pub mod infinitebench;
 pub mod leval;
 pub mod longbench;
 pub mod longbench_v2;
+pub mod generate;
+pub mod infinite;
 pub mod needle;
 pub mod perplexity;
 pub mod ruler_data;
