@@ -71,7 +71,8 @@ fn panel(method: &str, cells: &[&Cell], lengths: &[usize], bands: &Bands) -> Pan
         (440.0 / lengths.len() as f64).clamp(15.0, 52.0).floor(),
         (300.0 / n as f64).clamp(13.0, 26.0).floor(),
     );
-    let (left, top) = (50.0, 26.0);
+    let widest = (0..n).map(|band| text_width(&bands.label(band))).fold(0.0, f64::max);
+    let (left, top) = (26.0 + widest, 26.0);
     let right = left + w * lengths.len() as f64;
     let mut panel =
         Panel::new(right.max(left + 1.1 * text_width(method)).max(150.0) + 6.0, top + h * n as f64 + 40.0);

@@ -190,7 +190,7 @@ pub(super) fn text_width(text: &str) -> f64 {
     6.6 * text.chars().count() as f64
 }
 
-/// Text for HTML and SVG. Control characters, which neither may hold, become visible signs.
+/// Text for HTML and SVG. Control characters, which neither may hold, are named.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -201,16 +201,17 @@ pub(crate) fn escape(text: &str) -> String {
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
             '\n' | '\t' => out.push(c),
-            '\0'..='\u{1f}' => out.extend(char::from_u32(0x2400 + c as u32)),
-            '\u{7f}' => out.push('\u{2421}'),
             // Signs that turn the direction of what follows would turn the page's own text, too.
-            '\u{80}'..='\u{9f}'
+            '\0'..='\u{1f}'
+            | '\u{7f}'..='\u{9f}'
             | '\u{200e}'
             | '\u{200f}'
             | '\u{202a}'..='\u{202e}'
             | '\u{2066}'..='\u{2069}'
             | '\u{fffe}'
-            | '\u{ffff}' => out.push('\u{fffd}'),
+            | '\u{ffff}' => {
+                let _ = write!(out, "⟨U+{:04X}⟩", c as u32);
+            }
             c => out.push(c),
         }
     }
@@ -233,7 +234,7 @@ mod tests {
     fn text_cannot_leave_its_element() {
         assert_eq!(
             escape("</text><script a='\"'>&\0\u{202e}"),
-            "&lt;/text&gt;&lt;script a=&#39;&quot;&#39;&gt;&amp;\u{2400}\u{fffd}"
+            "&lt;/text&gt;&lt;script a=&#39;&quot;&#39;&gt;&amp;⟨U+0000⟩⟨U+202E⟩"
         );
         assert_eq!(slug("../a b/ü"), "..-a-b--");
         assert_eq!(slug(".."), "figure");

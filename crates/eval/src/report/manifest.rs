@@ -117,14 +117,15 @@ impl Arm {
         let mut params = Vec::new();
         for (key, value) in value.as_object().into_iter().flatten() {
             match (key.as_str(), value) {
-                ("arm" | "name", _) | (_, Value::Null) => {}
+                ("arm" | "name" | "method", _) | (_, Value::Null) => {}
                 ("params", Value::Object(object)) => {
                     params.extend(object.iter().map(|(k, v)| format!("{k}={}", say(v))));
                 }
                 (key, value) => params.push(format!("{key}={}", say(value))),
             }
         }
-        Self { method: value.get("name").map_or(name.clone(), say), name, params }
+        let method = value.get("method").or_else(|| value.get("name"));
+        Self { method: method.map_or(name.clone(), say), name, params }
     }
 }
 

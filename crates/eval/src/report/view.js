@@ -21,7 +21,7 @@ const outcome = (row) => {
 const failed = (of) => of === "wrong" || of === "partly" || of === "refused";
 // Signs that nobody sees, or that turn the direction of text, are shown as signs.
 const visible = (s) => s.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]/g,
-  (c) => c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : "⟨U+" + c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0") + "⟩");
+  (c) => "⟨U+" + c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0") + "⟩");
 const outcomes = data.rows.map(outcome);
 const start = { suite: "", task: "", method: "", length: "", show: outcomes.some(failed) ? "failures" : "all", order: "table", q: "" };
 let state = { ...start }, found = [], page = 0, open = null;
@@ -102,8 +102,8 @@ function show(remember = true) {
 }
 
 function list(rows) {
-  const has = (place) => data.rows.some((r) => r[place] !== null);
-  const columns = [["outcome", "row"], ["task", "task"], has(LENGTH) && ["tokens", "tokens"], has(DEPTH) && ["depth", "depth, %"],
+  const has = (place) => found.some((i) => data.rows[i][place] !== null);
+  const columns = [["outcome", "row"], ["task", "task"], has(LENGTH) && ["tokens", "tokens"], has(DEPTH) && ["depth", "depth %"],
     data.methods.length > 1 && ["method", "method"], ["expected", "expected"], ["prediction", "answer"], has(SCORE) && ["score", "score, %"]].filter(Boolean);
   const number = (name) => ["tokens", "depth", "score"].includes(name) ? " n" : "";
   const head = el("tr", {}, ...columns.map(([name, title]) => el("th", { scope: "col", class: "c-" + name + number(name), text: title })));
@@ -124,7 +124,7 @@ function cell(name, r, i) {
     case "outcome": return el("button", { type: "button", class: "open " + outcomes[i], "aria-expanded": String(i === open), "data-row": i, text: outcomes[i] });
     case "task": {
       const suite = data.suites[r[SUITE]], task = data.tasks[r[TASK]];
-      return el("span", { text: visible(data.suites.length > 1 && suite !== task ? suite + " " + task : task) });
+      return el("span", { text: visible(data.suites.length > 1 && !state.suite && suite !== task ? suite + " " + task : task) });
     }
     case "tokens": return el("span", { text: r[LENGTH] === null ? "" : short(r[LENGTH]) });
     case "depth": return el("span", { text: r[DEPTH] === null ? "" : Math.round(r[DEPTH]) });
@@ -156,7 +156,7 @@ function marked(s, answers) {
 function detailRow(i, columns) {
   const r = data.rows[i], answers = text(r[EXPECTED]).split("\n").map((a) => a.trim()).filter(Boolean);
   const block = (title, ...content) => el("div", {}, el("h3", { text: title }), el("pre", { dir: "auto", tabindex: "0" }, ...content));
-  const parts = [block("end of the prompt", visible(text(r[TAIL])))];
+  const parts = [block("end of the prompt", visible(text(r[TAIL]).replace(/^\n+/, "")))];
   if (r[REFUSED] !== null) parts.push(block("refused", visible(text(r[REFUSED]))));
   parts.push(el("div", { class: "pair" }, block("expected", visible(text(r[EXPECTED]))), block("answer", ...marked(text(r[PREDICTION]), answers))));
   if (r[NOTE] !== null) parts.push(el("h3", { text: "note" }), el("div", { text: visible(text(r[NOTE])) }));
