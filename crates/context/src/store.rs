@@ -3,8 +3,11 @@
 mod cold;
 
 use crate::ModelShape;
-use reattention_kernels::{Buffer, ColdFile, Element, KvView, PAGE, Pages, bf16};
+use reattention_kernels::{Arena, Buffer, ColdFile, Element, KvView, PAGE, Pages, bf16};
 use std::ops::Range;
+
+/// Pages of one layer up to which each has memory of its own, so that short contexts take no more than they need.
+const SINGLE: usize = 64;
 
 /// The type keys and values are stored in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +88,8 @@ pub struct Store {
     floor: usize,
     /// Pages that are not in memory (see [`Store::freeze`]).
     cold: ColdFile,
+    /// Memory of the pages of long contexts.
+    arena: Arena,
 }
 
 #[derive(Debug)]
@@ -125,6 +130,7 @@ impl Store {
             len: 0,
             floor: 0,
             cold: ColdFile::default(),
+            arena: Arena::default(),
         }
     }
 
@@ -168,8 +174,8 @@ impl Store {
     pub fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
         let (heads, dim) = (self.n_kv_heads, self.head_dim);
         match &mut self.layers[layer] {
-            Layer::F32(sides) => sides.append(keys, values, heads, dim),
-            Layer::Bf16(sides) => sides.append(keys, values, heads, dim),
+            Layer::F32(sides) => sides.append(keys, values, heads, dim, &mut self.arena),
+            Layer::Bf16(sides) => sides.append(keys, values, heads, dim, &mut self.arena),
         }
     }
 
@@ -231,7 +237,14 @@ impl Store {
     pub fn copy(&self, n: usize) -> Self {
         let n = n.min(self.len);
         let layers = self.layers.iter().map(|l| l.copy(n)).collect();
-        Self { layers, len: n, floor: self.floor.min(n), cold: ColdFile::default(), ..*self }
+        Self {
+            layers,
+            len: n,
+            floor: self.floor.min(n),
+            cold: ColdFile::default(),
+            arena: Arena::default(),
+            ..*self
+        }
     }
 
     /// Gives back the pages that lie wholly within `tokens`. Roll-backs below `floor` are refused from then on if any
@@ -293,7 +306,7 @@ impl Layer {
 }
 
 impl<T: Element> Sides<T> {
-    fn append(&mut self, keys: &[f32], values: &[f32], heads: usize, dim: usize) {
+    fn append(&mut self, keys: &[f32], values: &[f32], heads: usize, dim: usize, arena: &mut Arena) {
         let row = heads * dim;
         assert!(
             keys.len() == values.len() && keys.len().is_multiple_of(row),
@@ -301,9 +314,12 @@ impl<T: Element> Sides<T> {
         );
         let n = keys.len() / row;
         let pages = (self.len + n).div_ceil(PAGE);
-        for side in [&mut self.keys, &mut self.values] {
-            let page = || Some(self.spare.pop().unwrap_or_else(|| Buffer::zeroed(row * PAGE)));
-            side.resize_with(pages.max(side.len()), page);
+        if pages > self.keys.len() {
+            let is_long = self.pages() >= SINGLE;
+            let mut new = || if is_long { arena.zeroed(row * PAGE) } else { Buffer::zeroed(row * PAGE) };
+            for side in [&mut self.keys, &mut self.values] {
+                side.resize_with(pages, || Some(self.spare.pop().unwrap_or_else(&mut new)));
+            }
         }
         for (side, data) in [(&mut self.keys, keys), (&mut self.values, values)] {
             for (i, token) in data.chunks_exact(row).enumerate() {

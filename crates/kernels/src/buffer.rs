@@ -1,6 +1,6 @@
 //! Memory aligned to cache lines, zeroed by the operating system when it is first touched, or read-only and on disk.
 
-use crate::Extent;
+use crate::{Extent, Slab};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
@@ -12,8 +12,17 @@ const ALIGN: usize = 64;
 pub struct Buffer<T: bytemuck::Pod> {
     ptr: NonNull<T>,
     len: usize,
-    /// What it is a part of, if it lies on disk.
-    extent: Option<Arc<Extent>>,
+    owner: Owner,
+}
+
+/// Whose the memory of a buffer is.
+enum Owner {
+    /// The buffer's own.
+    Buffer,
+    /// Shared with other buffers that lie elsewhere in it.
+    Slab(#[allow(dead_code, reason = "held")] Arc<Slab>),
+    /// On disk, and read-only.
+    Extent(Arc<Extent>),
 }
 
 // SAFETY: a `Buffer` owns its memory exclusively, as `Vec` does, or shares what nobody writes; `Pod` types carry no shared
@@ -30,12 +39,12 @@ impl<T: bytemuck::Pod> Buffer<T> {
     pub fn zeroed(len: usize) -> Self {
         let layout = Self::layout(len);
         if layout.size() == 0 {
-            return Self { ptr: NonNull::dangling(), len, extent: None };
+            return Self { ptr: NonNull::dangling(), len, owner: Owner::Buffer };
         }
         // SAFETY: the layout's size is not zero.
         let raw = unsafe { alloc_zeroed(layout) };
         match NonNull::new(raw.cast::<T>()) {
-            Some(ptr) => Self { ptr, len, extent: None },
+            Some(ptr) => Self { ptr, len, owner: Owner::Buffer },
             None => handle_alloc_error(layout),
         }
     }
@@ -58,12 +67,20 @@ impl<T: bytemuck::Pod> Buffer<T> {
             "byte {start} of an extent lies on no boundary"
         );
         let ptr = NonNull::from(bytes).cast();
-        Self { ptr, len, extent: Some(Arc::clone(extent)) }
+        Self { ptr, len, owner: Owner::Extent(Arc::clone(extent)) }
+    }
+
+    /// `len` zeros in memory of `slab` that starts at `start` and belongs to no other buffer.
+    ///
+    /// # Safety
+    /// The memory is readable and writable as long as `slab` lives, zeroed, on a 64-byte boundary, and nobody else's.
+    pub(crate) unsafe fn in_slab(slab: &Arc<Slab>, start: NonNull<u8>, len: usize) -> Self {
+        Self { ptr: start.cast(), len, owner: Owner::Slab(Arc::clone(slab)) }
     }
 
     /// Whether it lies on disk and can only be read.
     pub fn is_cold(&self) -> bool {
-        self.extent.is_some()
+        matches!(self.owner, Owner::Extent(_))
     }
 
     /// Lets elements of a buffer on disk leave memory until they are looked at again; elsewhere does nothing.
@@ -71,13 +88,13 @@ impl<T: bytemuck::Pod> Buffer<T> {
     /// # Panics
     /// If `elements` are not all within the buffer.
     pub fn forget(&self, elements: Range<usize>) {
-        if let Some(extent) = &self.extent {
+        if let Owner::Extent(extent) = &self.owner {
             let part = bytemuck::cast_slice::<T, u8>(&self[elements]);
             extent.forget(part.as_ptr() as usize - extent.bytes().as_ptr() as usize, part.len());
         }
     }
 
-    fn layout(len: usize) -> Layout {
+    pub(crate) fn layout(len: usize) -> Layout {
         let bytes = len.checked_mul(size_of::<T>()).expect("buffer length overflows");
         Layout::from_size_align(bytes, ALIGN.max(align_of::<T>())).expect("buffer length overflows")
     }
@@ -86,7 +103,7 @@ impl<T: bytemuck::Pod> Buffer<T> {
 impl<T: bytemuck::Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
         let layout = Self::layout(self.len);
-        if layout.size() > 0 && self.extent.is_none() {
+        if layout.size() > 0 && matches!(self.owner, Owner::Buffer) {
             // SAFETY: `ptr` came from `alloc_zeroed` with this very layout.
             unsafe { dealloc(self.ptr.as_ptr().cast(), layout) }
         }
@@ -96,8 +113,8 @@ impl<T: bytemuck::Pod> Drop for Buffer<T> {
 impl<T: bytemuck::Pod> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `ptr` is aligned and points to `len` initialised elements (zeroed or in the extent that is held, and any
-        // bytes are a valid `Pod`).
+        // SAFETY: `ptr` is aligned and points to `len` initialised elements (zeroed, or in the slab or extent that is held, and
+        // any bytes are a valid `Pod`).
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }
@@ -106,7 +123,7 @@ impl<T: bytemuck::Pod> DerefMut for Buffer<T> {
     /// # Panics
     /// If the buffer lies on disk.
     fn deref_mut(&mut self) -> &mut [T] {
-        assert!(self.extent.is_none(), "a buffer on disk can only be read");
+        assert!(!self.is_cold(), "a buffer on disk can only be read");
         // SAFETY: as in `deref`, and `&mut self` is exclusive, the memory being the buffer's own.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
     }

@@ -9,6 +9,7 @@
 //! Shapes are written outermost first, for instance `[q_len, n_heads, head_dim]`: one token's heads lie together.
 #![deny(missing_docs)]
 
+mod arena;
 mod backend;
 pub mod bench;
 mod blocks;
@@ -27,6 +28,7 @@ mod segment;
 mod signs;
 mod top_k;
 
+pub use arena::{Arena, Slab};
 pub use backend::{Backend, Queries};
 pub use blocks::BlockType;
 pub use buffer::Buffer;

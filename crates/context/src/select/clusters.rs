@@ -17,9 +17,9 @@
 use super::tree::Tree;
 use super::{Layers, Reach, Selector, among};
 use crate::methods::{Appended, LayerCall, StepKind};
-use reattention_kernels::{Backend, KvView, ListedRequest, Queries, TopK, TopKRequest};
+use reattention_kernels::{Arena, Backend, KvView, ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Keys that join the trees at once, at least and at most: every batch reads most centres once, and until then its keys are
 /// all scored.
@@ -42,11 +42,13 @@ pub(crate) struct ClusterSettings {
 pub(crate) struct Clusters {
     settings: ClusterSettings,
     layers: Layers<Forest>,
+    /// Memory of all leaves.
+    arena: Arc<Mutex<Arena>>,
 }
 
 impl Clusters {
     pub(crate) fn new(settings: ClusterSettings) -> Self {
-        Self { settings, layers: Layers::new() }
+        Self { settings, layers: Layers::new(), arena: Arc::default() }
     }
 }
 
@@ -57,7 +59,7 @@ impl Selector for Clusters {
 
     fn extend(&mut self, new: &Appended, keys: Range<usize>) {
         let is_long = keys.len() > self.settings.reach.exact_below;
-        let forest = self.layers.due(new.layer, is_long, || Forest::new(&new.kv, keys.clone()));
+        let forest = self.layers.due(new.layer, is_long, || Forest::new(&new.kv, keys.clone(), &self.arena));
         let Some(forest) = forest else { return };
         // Questions and answers are often rolled back: their keys wait, as long as they are few.
         let least = if new.step.kind == StepKind::Prefill { BATCH } else { LARGEST_BATCH / 4 };
@@ -92,8 +94,8 @@ struct Forest {
 }
 
 impl Forest {
-    fn new(kv: &KvView, keys: Range<usize>) -> Self {
-        let trees = (0..kv.n_kv_heads).map(|head| Tree::new(kv, head, keys.clone())).collect();
+    fn new(kv: &KvView, keys: Range<usize>, arena: &Arc<Mutex<Arena>>) -> Self {
+        let trees = (0..kv.n_kv_heads).map(|head| Tree::new(kv, head, keys.clone(), arena)).collect();
         Self { keys: keys.start..keys.start, trees }
     }
 

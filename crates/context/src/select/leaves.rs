@@ -1,6 +1,7 @@
 //! The keys of small groups, with their signs, each group in one run of memory that grows with it.
 
-use reattention_kernels::{Buffer, SignGroup};
+use reattention_kernels::{Arena, Buffer, SignGroup};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Most keys of a leaf.
 pub(super) const LEAF: usize = 128;
@@ -24,6 +25,8 @@ pub(super) struct Leaves {
     used: usize,
     /// Runs of each length that no leaf has.
     free: [Vec<u32>; LEAF / SignGroup::SLOTS],
+    /// Where pages come from. Leaves are looked up all over them, which takes long in small pages of the system.
+    arena: Arc<Mutex<Arena>>,
 }
 
 /// Where a leaf's keys are.
@@ -38,10 +41,10 @@ struct Place {
 }
 
 impl Leaves {
-    pub(super) fn new(head_dim: usize) -> Self {
+    pub(super) fn new(head_dim: usize, arena: Arc<Mutex<Arena>>) -> Self {
         let (places, pages, free) = Default::default();
         let page = PER_PAGE * length(head_dim, LEAF) / UNIT;
-        Self { head_dim, page, places, pages, used: page, free }
+        Self { head_dim, page, places, pages, used: page, free, arena }
     }
 
     /// Bytes a key takes where leaves are two thirds full, as they are when a leaf is cut at `LEAF + 1` keys.
@@ -77,9 +80,14 @@ impl Leaves {
         self.places.push(Place::default());
     }
 
-    /// Empties a leaf and makes room for `n` keys, [`LEAF`] at most.
+    /// Empties a leaf and makes room for `n` keys, [`LEAF`] at most; room for many more goes to other leaves.
     pub(super) fn clear(&mut self, leaf: u32, n: usize) {
-        self.places[leaf as usize].length = 0;
+        let Place { run, slots, .. } = std::mem::take(&mut self.places[leaf as usize]);
+        if usize::from(slots) > n.next_multiple_of(SignGroup::SLOTS) {
+            self.free[kind(usize::from(slots))].push(run);
+        } else {
+            self.places[leaf as usize] = Place { run, slots, length: 0 };
+        }
         self.reserve(leaf, n);
     }
 
@@ -127,7 +135,8 @@ impl Leaves {
         }
         let units = length(self.head_dim, slots) / UNIT;
         if self.used + units > self.page {
-            self.pages.push(Buffer::zeroed(self.page * UNIT));
+            let mut arena = self.arena.lock().unwrap_or_else(PoisonError::into_inner);
+            self.pages.push(arena.zeroed(self.page * UNIT));
             self.used = 0;
         }
         self.used += units;
@@ -162,7 +171,7 @@ mod tests {
 
     #[test]
     fn leaves_grow_and_give_back_their_runs() {
-        let (dim, mut leaves) = (40, Leaves::new(40));
+        let (dim, mut leaves) = (40, Leaves::new(40, Arc::default()));
         let difference = |token: u32| -> Vec<f32> {
             (0..dim).map(|i| if (token >> (i % 7)) & 1 == 1 { 1.0 } else { -1.0 }).collect()
         };

@@ -4,10 +4,11 @@ use super::leaves::{LEAF, Leaves};
 use super::partition::{Points, partition};
 use super::table::Table;
 use reattention_kernels::{
-    Backend, Element, HeadPairing, KvView, ListedRequest, Queries, SignRequest, TopK, TopKRequest, TopKRule,
+    Arena, Backend, Element, HeadPairing, KvView, ListedRequest, Queries, SignRequest, TopK, TopKRequest, TopKRule,
     bf16,
 };
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 /// Most leaves of a branch.
 const BRANCH: usize = 128;
@@ -47,8 +48,8 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// A tree without keys for the keys of `head`, of which some of `sample` give the mean.
-    pub(super) fn new(kv: &KvView, head: usize, sample: Range<usize>) -> Self {
+    /// A tree without keys for the keys of `head`, of which some of `sample` give the mean; its memory comes from `arena`.
+    pub(super) fn new(kv: &KvView, head: usize, sample: Range<usize>, arena: &Arc<Mutex<Arena>>) -> Self {
         let dim = kv.head_dim;
         let (mut mean, mut key) = (vec![0.0; dim], vec![0.0; dim]);
         let tokens = sample.clone().step_by((sample.len() / 1024).max(1));
@@ -61,7 +62,7 @@ impl Tree {
             head,
             mean,
             leaf_centres: Table::new(dim + EXTRA),
-            leaves: Leaves::new(dim),
+            leaves: Leaves::new(dim, Arc::clone(arena)),
             branch_of: Vec::new(),
             branch_centres: Table::new(dim + EXTRA),
             branches: Vec::new(),
