@@ -75,12 +75,13 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     ///
     /// Queries are rounded to 8 bits, with a scale for each query and head; elements that are no numbers become the
     /// smallest code in keys and zero in queries. Best first, ties to the lower number; fewer than `k` where there are
-    /// fewer keys. A score is the product of the decoded vectors.
+    /// fewer keys, and slots that found none have the index [`ListedRequest::NONE`]. A score is the product of the decoded
+    /// vectors.
     fn top_k_low_bit(&self, q: &Queries, keys: &LowBitKeys, k: usize) -> TopK;
 
     /// The `request.k` keys that promise most for each query and head in the groups it looks into, by signs.
     ///
-    /// Queries are rounded to 8 bits. Best first, ties to the group that is named first and the lower slot; slots for which
+    /// Queries are rounded to 8 bits. In no order, ties to the group that is named first and the lower slot; slots for which
     /// the groups held no key (or only scores that are not numbers) have the index [`ListedRequest::NONE`] and a score of
     /// minus infinity.
     fn top_k_signs(&self, q: &Queries, request: &SignRequest) -> TopK;

@@ -14,8 +14,9 @@ pub struct SignGroup<'a> {
     /// Slots, a multiple of [`SignGroup::SLOTS`].
     pub slots: usize,
     /// First `[words, slots]`: a word holds the signs of 32 elements of one key, those of four neighbours in the lowest bits
-    /// of its four bytes, the next four above them, and so on. Then `[slots / 4]`: a byte, the lowest first, holds the root
-    /// mean square of the elements of one difference, in steps of an eighth of a power of two.
+    /// of its four bytes, the next four above them, and so on. Then `[slots / 4]`: a byte, the lowest first, holds the size
+    /// of one difference in steps of an eighth of a power of two: its squared length by the sum of its elements' sizes, with
+    /// which the signs have the product with the difference that the difference has with itself.
     pub codes: &'a [u32],
 }
 
@@ -37,9 +38,10 @@ impl SignGroup<'_> {
                 words[slot] |= u32::from(*x >= 0.0) << (8 * (i % 4) + i / 4);
             }
         }
-        let square = difference.iter().map(|x| x * x).sum::<f32>() / difference.len() as f32;
+        let (square, sum) = difference.iter().fold((0.0, 0.0), |(s, a), x| (s + x * x, a + x.abs()));
+        let size = if sum > 0.0 { square / sum } else { 0.0f32 };
         let shift = slot % 4 * 8;
-        sizes[slot / 4] = sizes[slot / 4] & !(0xff << shift) | u32::from(to_code(square.sqrt())) << shift;
+        sizes[slot / 4] = sizes[slot / 4] & !(0xff << shift) | u32::from(to_code(size)) << shift;
     }
 
     /// Copies the codes `old` of a group with `from` slots to the codes `new` of one with more, `to`.

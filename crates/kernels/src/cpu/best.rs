@@ -97,6 +97,17 @@ impl Best {
         kept.iter().max().map(|&one| decode(one))
     }
 
+    /// Writes the list of `row` in no order; slots beyond what it holds are left alone.
+    pub(super) fn finish_unordered(&mut self, row: usize, tokens: &mut [u32], scores: &mut [f32]) {
+        let kept = &mut self.kept[row * self.slots..][..self.used[row] as usize];
+        if kept.len() > self.k {
+            kept.select_nth_unstable_by(self.k - 1, |a, b| b.cmp(a));
+        }
+        for (slot, &one) in kept.iter().take(self.k).enumerate() {
+            (scores[slot], tokens[slot]) = decode(one);
+        }
+    }
+
     /// Writes the list of `row`, best first; slots beyond what it holds are left alone.
     pub(super) fn finish(&mut self, row: usize, tokens: &mut [u32], scores: &mut [f32]) {
         let kept = &mut self.kept[row * self.slots..][..self.used[row] as usize];
@@ -130,6 +141,10 @@ mod tests {
             merged.merge(&later);
             for mut lists in [all, merged] {
                 let (mut tokens, mut found) = (vec![7; k], vec![0.0; k]);
+                lists.finish_unordered(1, &mut tokens, &mut found);
+                tokens.sort_by_key(|t| want.iter().position(|w| w == t));
+                assert_eq!(tokens, want[..k], "k {k}, in any order");
+                tokens.fill(7);
                 lists.finish(0, &mut tokens, &mut found);
                 assert_eq!((lists.first(0), &tokens[..]), (None, &vec![7; k][..]), "nothing came");
                 lists.finish(1, &mut tokens, &mut found);

@@ -14,7 +14,7 @@ use crate::{ListedRequest, Queries, SignGroup, SignRequest, TopK};
 const AHEAD: usize = 6;
 
 /// Keys below which waking another thread costs more than it saves, if every group held 32.
-const SMALL: usize = 1 << 13;
+const SMALL: usize = 1 << 14;
 
 /// See [`crate::Backend::top_k_signs`].
 pub(crate) fn top_k_signs(pool: &Pool, path: Path, q: &Queries, request: &SignRequest) -> TopK {
@@ -45,7 +45,7 @@ pub(crate) fn top_k_signs(pool: &Pool, path: Path, q: &Queries, request: &SignRe
                 path.call(scan);
                 (indices.part(row * k, k), scores.part(row * k, k))
             };
-            best.finish(0, indices, scores);
+            best.finish_unordered(0, indices, scores);
             for index in indices.iter_mut().filter(|i| **i != ListedRequest::NONE) {
                 let list = request.lists[of.start + (*index >> 16) as usize];
                 *index = (request.group)(list).keys[(*index & 0xffff) as usize];
@@ -114,6 +114,9 @@ impl Kernel for Scan<'_, '_> {
                 better &= u64::MAX >> (64 - (group.keys.len() - first).min(SignGroup::SLOTS));
                 while better != 0 {
                     let slot = better.trailing_zeros() as usize;
+                    // Those that stay are named in the end.
+                    // SAFETY: prefetches need not be readable.
+                    unsafe { S::prefetch_far(group.keys.as_ptr().wrapping_add(first + slot)) }
                     self.best.insert(0, scores[slot], (i << 16 | (first + slot)) as u32);
                     better &= better - 1;
                 }
