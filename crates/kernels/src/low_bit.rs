@@ -9,7 +9,7 @@ pub(crate) const TILE: usize = 64;
 /// Keys of one layer in 8, 4 or 2 bits an element, each with a scale of its own.
 ///
 /// An element `x` of a key with scale `s` has the code nearest to `x / s + (2^bits - 1) / 2`; the scale is the smallest
-/// bf16 that keeps all codes of the key in range. Keys are taken in whole tiles of [`LowBitKeys::TILE`].
+/// bf16 that keeps all codes of the key in range. Keys of tokens are taken in whole tiles of [`LowBitKeys::TILE`].
 #[derive(Debug)]
 pub struct LowBitKeys {
     bits: usize,
@@ -64,35 +64,52 @@ impl LowBitKeys {
     pub fn add(&mut self, kv: &KvView, new: Range<usize>) {
         assert!(new.len().is_multiple_of(TILE), "{} keys are no whole tiles of {TILE}", new.len());
         assert_eq!((kv.n_kv_heads, kv.head_dim), (self.n_kv_heads, self.head_dim), "another shape of keys");
-        let (words, middle) = (words(self.bits, self.head_dim), self.middle());
         let mut key = vec![0.0; self.head_dim];
         for token in new {
-            let slot = self.len % PAGE;
-            if self.len == self.pages.len() * PAGE {
-                self.pages.push(Page {
-                    codes: Buffer::zeroed(self.n_kv_heads * PAGE * words),
-                    scales: Buffer::zeroed(self.n_kv_heads * PAGE),
-                });
-            }
-            let page = &mut self.pages[self.len / PAGE];
+            let i = self.push();
             for head in 0..self.n_kv_heads {
                 kv.copy_key(head, token, &mut key);
-                let largest = key.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-                let scale = at_least(largest / middle);
-                let factor = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                page.scales[head * PAGE + slot] = bf16::from_f32(scale);
-                let tile = &mut page.codes[(head * PAGE + slot / TILE * TILE) * words..][..TILE * words];
-                for (i, elements) in key.chunks(32 / self.bits).enumerate() {
-                    let mut word = 0u32;
-                    for (j, x) in elements.iter().enumerate() {
-                        // What is no number becomes code 0.
-                        let code = (x * factor + middle).round_ties_even().clamp(0.0, 2.0 * middle) as u32;
-                        word |= code << (8 * (j % 4) + j / 4 * self.bits);
-                    }
-                    tile[i * TILE + slot % TILE] = word;
-                }
+                self.set(head, i, &key);
             }
-            self.len += 1;
+        }
+    }
+
+    /// Adds a key that no search finds until it is set, and returns its number.
+    pub fn push(&mut self) -> usize {
+        if self.len == self.pages.len() * PAGE {
+            let mut page = Page {
+                codes: Buffer::zeroed(self.n_kv_heads * PAGE * self.words()),
+                scales: Buffer::zeroed(self.n_kv_heads * PAGE),
+            };
+            page.scales.fill(bf16::NAN);
+            self.pages.push(page);
+        }
+        self.len += 1;
+        self.len - 1
+    }
+
+    /// Overwrites key `i` of KV head `head` with `key`, `[head_dim]`.
+    ///
+    /// # Panics
+    /// If there is no such key, or it has another length.
+    pub fn set(&mut self, head: usize, i: usize, key: &[f32]) {
+        assert!(i < self.len && head < self.n_kv_heads, "key {i} of {}, KV head {head}", self.len);
+        assert_eq!(key.len(), self.head_dim, "elements of a key");
+        let (words, middle, slot) = (self.words(), self.middle(), i % PAGE);
+        let largest = key.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        let scale = at_least(largest / middle);
+        let factor = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let page = &mut self.pages[i / PAGE];
+        page.scales[head * PAGE + slot] = bf16::from_f32(scale);
+        let tile = &mut page.codes[(head * PAGE + slot / TILE * TILE) * words..][..TILE * words];
+        for (i, elements) in key.chunks(32 / self.bits).enumerate() {
+            let mut word = 0u32;
+            for (j, x) in elements.iter().enumerate() {
+                // What is no number becomes code 0.
+                let code = (x * factor + middle).round_ties_even().clamp(0.0, 2.0 * middle) as u32;
+                word |= code << (8 * (j % 4) + j / 4 * self.bits);
+            }
+            tile[i * TILE + slot % TILE] = word;
         }
     }
 
@@ -100,6 +117,10 @@ impl LowBitKeys {
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len / TILE * TILE);
         self.pages.truncate(self.len.div_ceil(PAGE));
+        if let Some(page) = self.pages.last_mut() {
+            let used = self.len - (self.len - 1) / PAGE * PAGE;
+            page.scales.chunks_exact_mut(PAGE).for_each(|of_head| of_head[used..].fill(bf16::NAN));
+        }
     }
 
     pub(crate) fn bits(&self) -> usize {
@@ -120,9 +141,9 @@ impl LowBitKeys {
         words(self.bits, self.head_dim)
     }
 
-    /// Codes `[words, TILE]` and scales `[TILE]` of the tile that begins with key `first`.
+    /// Codes `[words, TILE]` and scales `[TILE]` of the tile that begins with key `first`; those of no key are no numbers.
     pub(crate) fn tile(&self, head: usize, first: usize) -> (&[u32], &[bf16]) {
-        assert!(first.is_multiple_of(TILE) && first + TILE <= self.len, "tile at {first} of {}", self.len);
+        assert!(first.is_multiple_of(TILE) && first < self.len, "tile at {first} of {}", self.len);
         let (page, at) = (&self.pages[first / PAGE], head * PAGE + first % PAGE);
         (&page.codes[at * self.words()..][..TILE * self.words()], &page.scales[at..][..TILE])
     }

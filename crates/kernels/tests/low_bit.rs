@@ -3,7 +3,7 @@
 mod common;
 use common::{AnyStore, Rng, backends};
 use reattention_kernels::{
-    Backend, Element, HeadPairing, LowBitKeys, Queries, Reference, TopKRequest, TopKRule,
+    Backend, Element, HeadPairing, ListedRequest, LowBitKeys, Queries, Reference, TopKRequest, TopKRule,
 };
 
 #[test]
@@ -97,5 +97,38 @@ fn what_is_no_number_does_no_harm() {
     assert!(want.row(1, 0).iter().all(|&i| i < 64) && want.scores.iter().all(|s| s.is_finite()));
     for backend in backends().iter().flatten() {
         assert_eq!(backend.top_k_low_bit(&q, &keys, 3).indices, want.indices, "{}", backend.name());
+    }
+}
+
+#[test]
+fn keys_set_one_by_one_are_found_and_others_are_not() {
+    let mut rng = Rng(33);
+    let (head_dim, n) = (18, 1200);
+    let key =
+        |i: usize| -> Vec<f32> { (0..head_dim).map(|j| ((i * 7 + j * 3) % 31) as f32 - 15.0).collect() };
+    let mut keys = LowBitKeys::new(8, 1, head_dim);
+    for i in 0..n {
+        assert_eq!(keys.push(), i);
+        keys.set(0, i, &vec![100.0; head_dim]);
+        keys.set(0, i, &key(i));
+    }
+    (0..3).for_each(|_| drop(keys.push()));
+    let data: Vec<f32> = (0..5 * head_dim).map(|_| rng.normal()).collect();
+    let q = Queries { data: &data, n_heads: 1, q_len: 5, head_dim, first: n };
+    let want = Reference.top_k_low_bit(&q, &keys, n + 3);
+    for row in 0..5 {
+        let mut found = want.row(row, 0)[..n].to_vec();
+        found.sort_unstable();
+        assert!(found.iter().copied().eq(0..n as u32), "every key that was set");
+        assert_eq!(want.row(row, 0)[n..], [ListedRequest::NONE; 3], "none that was not");
+    }
+    for backend in backends().iter().flatten() {
+        assert!(backend.top_k_low_bit(&q, &keys, n + 3) == want, "{}", backend.name());
+    }
+    keys.truncate(1100);
+    assert_eq!((keys.len(), keys.push()), (1088, 1088));
+    for backend in backends().iter().flatten() {
+        let found = backend.top_k_low_bit(&q, &keys, 1089);
+        assert_eq!(found.row(0, 0)[1088], ListedRequest::NONE, "{}", backend.name());
     }
 }

@@ -4,8 +4,8 @@ use super::leaves::{LEAF, Leaves};
 use super::partition::{Points, partition};
 use super::table::Table;
 use reattention_kernels::{
-    Arena, Backend, Element, HeadPairing, KvView, ListedRequest, Queries, SignRequest, TopK, TopKRequest, TopKRule,
-    bf16,
+    Arena, Backend, Element, HeadPairing, KvView, ListedRequest, LowBitKeys, Queries, SignRequest, TopK,
+    TopKRequest, TopKRule, bf16,
 };
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -16,8 +16,10 @@ const BRANCH: usize = 128;
 /// Branches a query looks into at least; it is one for every two leaves.
 const BRANCHES: usize = 8;
 
-/// Centres that are read one after another in the time of one that is looked up.
-const READ_ON: usize = 8;
+/// The same for a query of the question or the answer, and leaves up to which it is scored against all of them instead:
+/// what is read one after another takes a sixteenth of the time that is taken by what is looked up.
+const ANSWER_BRANCHES: usize = 64;
+const READ_ON: usize = 16 * ANSWER_BRANCHES * BRANCH;
 
 /// Elements of a centre after its vector, by their place; the table's rows are a multiple of eight long.
 const EXTRA: usize = 8;
@@ -37,6 +39,9 @@ pub(super) struct Tree {
     /// What is taken off each key before it is grouped, `[head_dim]`.
     mean: Vec<f32>,
     leaf_centres: Table,
+    /// What a leaf promises, in 8 bits an element: its centre, and `EXTRA` times the distance of its farthest member, so that
+    /// no element of a query is much larger than the others.
+    promises: LowBitKeys,
     leaves: Leaves,
     /// The branch of every leaf.
     branch_of: Vec<u32>,
@@ -62,6 +67,7 @@ impl Tree {
             head,
             mean,
             leaf_centres: Table::new(dim + EXTRA),
+            promises: LowBitKeys::new(8, 1, dim + EXTRA),
             leaves: Leaves::new(dim, Arc::clone(arena)),
             branch_of: Vec::new(),
             branch_centres: Table::new(dim + EXTRA),
@@ -72,7 +78,8 @@ impl Tree {
 
     /// Bytes that a key takes in a tree.
     pub(super) fn bytes_per_key(head_dim: usize) -> f64 {
-        let leaf = (head_dim + EXTRA) * size_of::<bf16>() + 2 * size_of::<u32>();
+        let centre = (head_dim + EXTRA) * size_of::<bf16>() + LowBitKeys::bytes_per_key(8, head_dim + EXTRA);
+        let leaf = centre + 2 * size_of::<u32>();
         // A leaf is cut at LEAF + 1 keys, so it holds some two thirds of LEAF; beside it stand its centre and its branch.
         Leaves::bytes_per_key(head_dim) + leaf as f64 / (LEAF as f64 * 2.0 / 3.0)
     }
@@ -91,7 +98,8 @@ impl Tree {
         spread_weight: f32,
     ) -> TopK {
         let data = self.extended(q, |length| (SPREAD..SPREAD + 1, spread_weight * length));
-        self.in_branches(backend, &self.wider(q, &data), probes)
+        let branches = probes.div_ceil(2).max(BRANCHES);
+        self.in_branches(backend, &self.wider(q, &data), branches, probes)
     }
 
     /// The `k` tokens that promise each query most among those of the `probes` leaves that promise most of all.
@@ -102,19 +110,18 @@ impl Tree {
         (probes, k): (usize, usize),
         spread_weight: f32,
     ) -> TopK {
-        let data = self.extended(q, |length| (RADIUS..RADIUS + 1, spread_weight * length));
-        let rows = self.wider(q, &data);
         let probes = probes.min(self.leaves.count());
-        let looked_up = probes.div_ceil(2).max(BRANCHES) * BRANCH;
-        let mut leaves = if self.leaves.count() <= READ_ON * looked_up {
-            all_of(backend, &rows, &self.leaf_centres, probes)
+        let (weights, mut leaves) = if self.leaves.count() <= READ_ON {
+            let data = self.extended(q, |length| (0..EXTRA, spread_weight * length / EXTRA as f32));
+            let rows = self.wider(q, &data);
+            (column(&rows, q.head_dim, EXTRA as f32), backend.top_k_low_bit(&rows, &self.promises, probes))
         } else {
-            self.in_branches(backend, &rows, probes)
+            let data = self.extended(q, |length| (RADIUS..RADIUS + 1, spread_weight * length));
+            let (rows, branches) = (self.wider(q, &data), probes.div_ceil(2).max(ANSWER_BRANCHES));
+            (column(&rows, q.head_dim + RADIUS, 1.0), self.in_branches(backend, &rows, branches, probes))
         };
         // What is left of a promise without the radius is the score of the centre.
-        let width = rows.head_dim;
-        for (row, query) in data.chunks_exact(width).enumerate() {
-            let weight = query[q.head_dim + RADIUS];
+        for (row, weight) in weights.into_iter().enumerate() {
             let found = row * leaves.k..(row + 1) * leaves.k;
             for (score, &leaf) in leaves.scores[found.clone()].iter_mut().zip(&leaves.indices[found]) {
                 if leaf != ListedRequest::NONE {
@@ -147,7 +154,7 @@ impl Tree {
             return;
         }
         let rows = Queries { data: &data, n_heads: 1, q_len: new.len(), head_dim: width, first: new.start };
-        let nearest = self.in_branches_of(backend, &rows, 1, 1);
+        let nearest = self.in_branches(backend, &rows, 1, 1);
         // Pairs of a leaf and a token that joins it, by leaf. Keys that are no numbers are near nothing: any leaf will do.
         let leaf_of = |leaf: u32| if leaf == ListedRequest::NONE { 0 } else { leaf };
         let mut joins: Vec<(u32, u32)> =
@@ -179,18 +186,8 @@ impl Tree {
         Queries { data, n_heads: q.n_heads, q_len: q.q_len, head_dim: q.head_dim + EXTRA, first: q.first }
     }
 
-    /// The best `probes` leaves for each row, of the best branches.
-    fn in_branches(&self, backend: &dyn Backend, rows: &Queries, probes: usize) -> TopK {
-        self.in_branches_of(backend, rows, probes.div_ceil(2).max(BRANCHES), probes)
-    }
-
-    fn in_branches_of(
-        &self,
-        backend: &dyn Backend,
-        rows: &Queries,
-        n_branches: usize,
-        probes: usize,
-    ) -> TopK {
+    /// The best `probes` leaves for each row, of the `n_branches` best branches.
+    fn in_branches(&self, backend: &dyn Backend, rows: &Queries, n_branches: usize, probes: usize) -> TopK {
         let branches = all_of(backend, rows, &self.branch_centres, n_branches.min(self.branches.len()));
         let request = ListedRequest {
             k: probes.min(self.leaves.count()),
@@ -214,7 +211,7 @@ impl Tree {
                 self.leaves.add(leaf, token, &difference);
                 radius = radius.max(size(&difference));
             }
-            self.leaf_centres.set_element(leaf, dim + RADIUS, radius);
+            self.set_radius(leaf, radius);
             return;
         }
         let mut members = self.leaves.tokens(leaf).to_vec();
@@ -260,7 +257,7 @@ impl Tree {
             }
             // Only equal keys are not cut.
             let radius = if group.len() > LEAF { 0.0 } else { radius };
-            self.leaf_centres.set_element(leaf, dim + RADIUS, radius);
+            self.set_radius(leaf, radius);
         }
         // One more leaf moves the centre of many but little.
         let leaves = self.branches[branch as usize].len();
@@ -301,7 +298,17 @@ impl Tree {
         }
     }
 
+    /// Says how far the farthest member of a leaf is from its centre, which stands already.
+    fn set_radius(&mut self, leaf: u32, radius: f32) {
+        let dim = self.mean.len();
+        self.leaf_centres.set_element(leaf, dim + RADIUS, radius);
+        let centre = self.leaf_centres.row(leaf)[..dim].iter().map(|&x| Element::to_f32(x));
+        let promise: Vec<f32> = centre.chain([radius; EXTRA]).collect();
+        self.promises.set(0, leaf as usize, &promise);
+    }
+
     fn new_leaf(&mut self) -> u32 {
+        self.promises.push();
         self.leaves.push();
         self.branch_of.push(0);
         self.leaf_centres.push()
@@ -331,6 +338,11 @@ fn all_of(backend: &dyn Backend, rows: &Queries, table: &Table, k: usize) -> Top
     let keys = 0..table.len();
     let request = TopKRequest { keys, k, pairing: HeadPairing::Grouped, rule: TopKRule::Exact };
     backend.top_k(rows, &table.view(), &request)
+}
+
+/// Element `at` of each of the extended queries `rows`, `times` as large.
+fn column(rows: &Queries, at: usize, times: f32) -> Vec<f32> {
+    rows.data.chunks_exact(rows.head_dim).map(|query| query[at] * times).collect()
 }
 
 /// A centre as its table holds it.

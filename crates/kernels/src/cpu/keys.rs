@@ -11,6 +11,8 @@ pub(crate) struct Store<'a, E: bytemuck::Pod> {
     pub(crate) values: &'a [Option<Buffer<E>>],
     pub(crate) head_dim: usize,
     len: usize,
+    /// Elements of a page.
+    page: usize,
 }
 
 /// The pages by element type.
@@ -45,25 +47,22 @@ impl<'a, E: Load> Store<'a, E> {
         len: usize,
         n_kv_heads: usize,
     ) -> Self {
-        // Kernels take rows by pointer: what they may reach is settled here, once a call.
-        let page = n_kv_heads * PAGE * head_dim;
         for (kind, pages) in [("key", keys), ("value", values)] {
             assert!(pages.len() * PAGE >= len, "{len} tokens in {} {kind} pages", pages.len());
-            for held in pages.iter().flatten() {
-                assert!(held.len() >= page, "{kind} page of {} elements, {page} expected", held.len());
-            }
         }
-        Self { keys, values, head_dim, len }
+        Self { keys, values, head_dim, len, page: n_kv_heads * PAGE * head_dim }
     }
 
     /// Where the row of `token` and `head` starts; rows up to the end of the page follow it.
     ///
     /// # Panics
-    /// If the token is out of range or its page has been released.
+    /// If the token is out of range or its page has been released or is too small.
     #[inline(always)]
     pub(crate) fn row(&self, pages: &'a [Option<Buffer<E>>], head: usize, token: usize) -> *const E {
         assert!(token < self.len, "token {token} of {}", self.len);
         let Some(page) = &pages[token / PAGE] else { panic!("token {token} was released") };
+        // Kernels take rows by pointer: this is what lets them. Looking at all pages once a call takes longer.
+        assert!(page.len() >= self.page, "page of {} elements, {} expected", page.len(), self.page);
         page.as_ptr().wrapping_add((head * PAGE + token % PAGE) * self.head_dim)
     }
 }

@@ -20,6 +20,9 @@ const ROW_BLOCK: usize = 512;
 const PIECES: usize = 16;
 const MIN_KEYS: usize = 4096;
 
+/// Keys a piece should at least have for each one wanted: its list has to fill up before it keeps anything out.
+const KEYS_PER_WANTED: usize = 128;
+
 /// Multiply-adds below which waking another thread costs more than it saves.
 const SMALL: usize = 1 << 19;
 
@@ -35,7 +38,8 @@ pub(crate) fn top_k_low_bit(pool: &Pool, path: Path, q: &Queries, keys: &LowBitK
     let group = q.n_heads / heads;
     let rows = q.q_len * group;
     let blocks = rows.div_ceil(ROW_BLOCK);
-    let ranges = PIECES.div_ceil(heads * blocks).min(keys.len().div_ceil(MIN_KEYS)).max(1);
+    let least = MIN_KEYS.max(KEYS_PER_WANTED * k);
+    let ranges = PIECES.div_ceil(heads * blocks).min(keys.len().div_ceil(least)).max(1);
     let range_len = keys.len().div_ceil(ranges).next_multiple_of(TILE);
     let rows_of = |piece: usize| {
         let (block, head) = (piece / ranges % blocks, piece / ranges / blocks);
@@ -84,7 +88,7 @@ pub(crate) fn top_k_low_bit(pool: &Pool, path: Path, q: &Queries, keys: &LowBitK
             merged.finish(i, &mut found.indices[out..out + k], &mut found.scores[out..out + k]);
             let at = query(row, head) * q.head_dim;
             let scale = LowBitQuery::scale_of(&q.data[at..at + q.head_dim]);
-            found.scores[out..out + k].iter_mut().for_each(|s| *s *= scale);
+            found.scores[out..out + k].iter_mut().filter(|s| s.is_finite()).for_each(|s| *s *= scale);
         }
     }
     found

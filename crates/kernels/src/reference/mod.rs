@@ -181,6 +181,7 @@ impl Backend for Reference {
                 }
                 scores.push((product as f32 * scales[t % LowBitKeys::TILE].to_f32(), t as u32));
             }
+            scores.retain(|s| !s.0.is_nan());
             scores.sort_by(best_first);
             for (slot, &(score, t)) in scores.iter().take(found.k).enumerate() {
                 found.indices[row * found.k + slot] = t;

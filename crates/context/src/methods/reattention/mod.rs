@@ -109,7 +109,7 @@ impl ReAttention {
             reach: Reach {
                 exact_below: read.count("exact_below", 16_384)?,
                 prefill_probes: read.count("prefill_probes", if by_place { 16 } else { 12 })?,
-                probes: read.count("probes", if by_place { 512 } else { 128 })?,
+                probes: read.count("probes", if by_place { 512 } else { 64 })?,
             },
             spread_weight: read.value("spread_weight", 2.0)?,
             candidates: candidates(128)?,

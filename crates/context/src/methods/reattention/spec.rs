@@ -77,7 +77,7 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
         },
         ParamSpec {
             name: "probes",
-            default: "128; 512 with selector=boxes or halving",
+            default: "64; 512 with selector=boxes or halving",
             range: "an integer from 1 to 16384",
             doc: "selector=clusters, boxes or halving: groups a query of the question or the answer looks into",
         },
