@@ -112,7 +112,9 @@ fn keys_set_one_by_one_are_found_and_others_are_not() {
         keys.set(0, i, &vec![100.0; head_dim]);
         keys.set(0, i, &key(i));
     }
-    (0..3).for_each(|_| drop(keys.push()));
+    (0..3).for_each(|_| {
+        keys.push();
+    });
     let data: Vec<f32> = (0..5 * head_dim).map(|_| rng.normal()).collect();
     let q = Queries { data: &data, n_heads: 1, q_len: 5, head_dim, first: n };
     let want = Reference.top_k_low_bit(&q, &keys, n + 3);
