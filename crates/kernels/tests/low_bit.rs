@@ -103,13 +103,14 @@ fn what_is_no_number_does_no_harm() {
 #[test]
 fn keys_set_one_by_one_are_found_and_others_are_not() {
     let mut rng = Rng(33);
-    let (head_dim, n) = (18, 1200);
+    const DIM: usize = 18;
+    let (head_dim, n) = (DIM, 1200);
     let key =
         |i: usize| -> Vec<f32> { (0..head_dim).map(|j| ((i * 7 + j * 3) % 31) as f32 - 15.0).collect() };
     let mut keys = LowBitKeys::new(8, 1, head_dim);
     for i in 0..n {
         assert_eq!(keys.push(), i);
-        keys.set(0, i, &vec![100.0; head_dim]);
+        keys.set(0, i, &[100.0; DIM]);
         keys.set(0, i, &key(i));
     }
     (0..3).for_each(|_| {
