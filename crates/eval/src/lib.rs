@@ -7,8 +7,8 @@
 
 mod arm;
 pub mod figures;
-pub mod report;
 mod jsonl;
+pub mod report;
 pub mod run;
 pub mod scorers;
 pub mod suites;

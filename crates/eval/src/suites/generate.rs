@@ -133,7 +133,7 @@ impl Cut {
                     break;
                 }
             }
-            let found = tools.engine.tokenizer().encode_text(&text)?;
+            let found = tools.tokenizer.encode_text(&text)?;
             if found.ids.len() >= tokens || text.len() == before {
                 let ends = found.offsets.iter().map(|r| boundary(&text, r.end)).collect();
                 return Ok(Self { text, ends });

@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn needles_stand_behind_a_sentence_at_or_before_their_depth() {
         let engine = engine();
-        let tools = Tools { engine: &engine };
+        let tools = Tools::of(&engine);
         let options = Options { lengths: vec![1500, 4000], ..Options::default() };
         let suite = Suite::new(options.clone(), &tools).unwrap();
         for reading in suite.readings() {
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn prompt_and_scores() {
         let engine = engine();
-        let tools = Tools { engine: &engine };
+        let tools = Tools::of(&engine);
         let suite = Suite::new(Options::default(), &tools).unwrap();
         let (asked, question) = suite.asked("TEXT".into(), &tools);
         assert_eq!(

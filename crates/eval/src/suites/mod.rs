@@ -2,18 +2,18 @@
 
 pub mod babilong;
 pub mod data;
-pub mod infinitebench;
-pub mod leval;
-pub mod longbench;
-pub mod longbench_v2;
 pub mod essays;
 pub mod generate;
 pub mod haystack;
 pub mod infinite;
+pub mod infinitebench;
+pub mod leval;
+pub mod longbench;
+pub mod longbench_v2;
 pub mod multi_needle;
 pub mod needle;
 pub mod needlebench;
 pub mod perplexity;
-pub mod ruler_data;
 pub mod ruler;
+pub mod ruler_data;
 pub mod selection;

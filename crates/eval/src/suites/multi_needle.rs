@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn each_needle_stands_in_its_share_of_the_text() {
         let engine = engine();
-        let tools = Tools { engine: &engine };
+        let tools = Tools::of(&engine);
         let options = Options { lengths: vec![5000], ..Options::default() };
         let suite = Suite::new(options, &tools).unwrap();
         for reading in suite.readings() {
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn two_of_four_are_enough() {
         let engine = engine();
-        let tools = Tools { engine: &engine };
+        let tools = Tools::of(&engine);
         let suite = Suite::new(Options::default(), &tools).unwrap();
         let score = |said: &str| {
             let score = suite.score(NAME, &Sample::new(said, json!(["1", "2", "3", "4"]))).unwrap();
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn what_cannot_be_made_is_named() {
         let engine = engine();
-        let tools = Tools { engine: &engine };
+        let tools = Tools::of(&engine);
         let error = |options| Suite::new(options, &tools).unwrap_err().to_string();
         assert!(error(Options { wanted: 5, ..Options::default() }).contains("wanted is 5; it can be 1 to 4"));
         assert!(error(Options { lengths: vec![150], ..Options::default() }).contains("takes at least"));

@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn needles_stand_at_their_depth_and_repeats_share_them() {
         let engine = engine();
-        let tools = Tools { engine: &engine };
+        let tools = Tools::of(&engine);
         let suite = Suite::new(options(None), &tools).unwrap();
         let made = texts(&suite, &tools);
         let again = texts(&Suite::new(options(None), &tools).unwrap(), &tools);
@@ -331,7 +331,7 @@ mod tests {
         );
         assert_eq!(needle.question(true), OWN[0].1);
         let engine = engine();
-        let tools = Tools { engine: &engine };
+        let tools = Tools::of(&engine);
         let suite = Suite::new(options(None), &tools).unwrap();
         let (asked, question) = suite.asked(&needle, "TEXT".into(), &tools);
         assert_eq!(
@@ -346,7 +346,7 @@ mod tests {
     #[test]
     fn the_users_needles_and_essays_are_used() {
         let (engine, dir) = (engine(), tempfile::tempdir().unwrap());
-        let tools = Tools { engine: &engine };
+        let tools = Tools::of(&engine);
         let file = dir.path().join("needles.jsonl");
         let line = |language: &str| json!({"needle": "The key is under the mat.", "retrieval_question": "Where is the key? Please answer in the format 'The key is under the ________.'", "arg2": "mat", "language": language, "arg1": "key"});
         std::fs::write(&file, format!("{}\n\n{}\n", line("Chinese"), line("English"))).unwrap();

@@ -109,7 +109,7 @@ fn check_flags(args: &Args, suites: &[SuiteName]) -> Result<(), Failure> {
     given.extend(args.selection.given());
     for (flag, is_given) in given {
         if is_given && !suites.iter().any(|s| s.takes().contains(&flag)) {
-            let names: Vec<&str> = suites.iter().map(|s| s.name()).collect();
+            let names: Vec<String> = suites.iter().map(|s| s.name()).collect();
             return Err(Failure::Input(anyhow!("--{flag}: {} does not take it", names.join(","))));
         }
     }

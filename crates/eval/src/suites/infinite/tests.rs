@@ -34,7 +34,7 @@ fn text(asked: &Asked) -> String {
 #[test]
 fn lengths_are_filled_and_never_exceeded() {
     let engine = engine();
-    let tools = Tools { engine: &engine };
+    let tools = Tools::of(&engine);
     for task in Task::ALL {
         for length in [1024, 5000] {
             let suite = Suite::new(task, options(&[length]), &tools).unwrap();
@@ -53,7 +53,7 @@ fn lengths_are_filled_and_never_exceeded() {
 #[test]
 fn the_same_seed_gives_the_same_bytes() {
     let engine = engine();
-    let tools = Tools { engine: &engine };
+    let tools = Tools::of(&engine);
     for task in Task::ALL {
         let of = |seed, lengths: &[usize]| {
             let suite = Suite::new(task, Options { seed, ..options(lengths) }, &tools).unwrap();
@@ -69,7 +69,7 @@ fn the_same_seed_gives_the_same_bytes() {
 #[test]
 fn prompts_are_the_published_ones() {
     let engine = engine();
-    let tools = Tools { engine: &engine };
+    let tools = Tools::of(&engine);
     let suite = Suite::new(Task::Passkey, Options { depths: vec![50.0], ..options(&[400]) }, &tools).unwrap();
     let (asked, _) = &prompts(&suite, &tools)[0];
     let key = asked.questions[0].sample.expected.as_str().unwrap();
@@ -93,7 +93,7 @@ fn prompts_are_the_published_ones() {
 #[test]
 fn answers_stand_at_their_depths() {
     let engine = engine();
-    let tools = Tools { engine: &engine };
+    let tools = Tools::of(&engine);
     for task in [Task::Passkey, Task::NumberString, Task::KvRetrieval] {
         let suite = Suite::new(task, options(&[8000]), &tools).unwrap();
         for (reading, (asked, _)) in suite.readings().iter().zip(prompts(&suite, &tools)) {
@@ -166,7 +166,7 @@ fn functions_return_what_is_expected() {
 #[test]
 fn what_cannot_be_made_is_named() {
     let engine = engine();
-    let tools = Tools { engine: &engine };
+    let tools = Tools::of(&engine);
     let error = |options| Suite::new(Task::KvRetrieval, options, &tools).unwrap_err().to_string();
     let short = error(options(&[8192, 60]));
     assert!(

@@ -13,7 +13,7 @@ fn engine() -> Engine {
 }
 
 fn suite(engine: &Engine, tasks: &[&str], lengths: &[usize], data: Option<&Path>) -> Suite {
-    Suite::new(options(tasks, lengths, data), &Tools { engine }).unwrap()
+    Suite::new(options(tasks, lengths, data), &Tools::of(engine)).unwrap()
 }
 
 fn options(tasks: &[&str], lengths: &[usize], data: Option<&Path>) -> Options {
@@ -27,7 +27,7 @@ fn options(tasks: &[&str], lengths: &[usize], data: Option<&Path>) -> Options {
 }
 
 fn made(suite: &Suite, engine: &Engine) -> Vec<(String, Asked)> {
-    let make = |reading: &Reading| match suite.make(reading, &Tools { engine }).unwrap() {
+    let make = |reading: &Reading| match suite.make(reading, &Tools::of(engine)).unwrap() {
         Made::Asked(asked) => (reading.task.clone(), asked),
         Made::Predicted { .. } => panic!("nothing is to be predicted"),
     };
@@ -79,7 +79,7 @@ fn all_tasks_are_made_within_their_length() {
     assert_eq!(suite.readings().len(), 13 * 2 * 2);
     for (reading, (task, asked)) in suite.readings().iter().zip(made(&suite, &engine)) {
         let length = reading.length.unwrap();
-        let size = whole(&Tools { engine: &engine }, &asked, &asked.questions[0]).unwrap();
+        let size = whole(&Tools::of(&engine), &asked, &asked.questions[0]).unwrap();
         // One published step may be missing: 500 words of an essay, 25 lines or needles, 10 list words three times each.
         let least = if task.contains("niah") && length > SHORT { length / 3 } else { length * 3 / 4 };
         assert!((least..=length).contains(&size), "{task}: {size} of {length}");
@@ -243,7 +243,7 @@ fn documents_hold_the_answer_among_others() {
 #[test]
 fn what_cannot_be_made_is_left_out_or_refused() {
     let engine = engine();
-    let tools = Tools { engine: &engine };
+    let tools = Tools::of(&engine);
     let all = suite(&engine, &[], &[1500], None);
     assert_eq!(all.left_out.len(), 2, "{:?}", all.left_out);
     assert!(all.left_out[0].starts_with("qa_1 needs SQuAD's `dev-v2.0.json`"), "{:?}", all.left_out);
