@@ -1,9 +1,9 @@
 //! RULER's tables: tasks by length for each method, and averages over lengths.
 
 use crate::figures::{distinct, short};
-use crate::run::{Row, Table, mean_score, methods};
+use crate::run::{Row, Table, by_task, mean_score, methods};
 
-/// One table a method, and one of averages.
+/// Tasks by length with the methods side by side, and averages by method.
 pub(super) fn tables(rows: &[&Row], notes: Vec<String>) -> Vec<Table> {
     let (methods, tasks) = (methods(rows), distinct(rows.iter().map(|r| r.task.as_str())));
     let mut lengths = distinct(rows.iter().filter_map(|r| r.length));
@@ -18,23 +18,9 @@ pub(super) fn tables(rows: &[&Row], notes: Vec<String>) -> Vec<Table> {
         let scores: Vec<f64> = tasks.iter().filter_map(|task| of(method, task, length)).collect();
         mean(&scores)
     };
-    let mut tables = Vec::new();
-    for method in &methods {
-        let mut lines: Vec<Vec<String>> = tasks
-            .iter()
-            .map(|task| line(task, lengths.iter().map(|length| of(method, task, *length))))
-            .collect();
-        lines.push(line("average", lengths.iter().map(|length| average(method, *length))));
-        let refused = rows.iter().filter(|r| r.method == *method).filter_map(|r| {
-            let why = r.refused.as_ref()?;
-            Some(format!("{} at {}: {why}", r.task, r.length.map_or("-".into(), short)))
-        });
-        tables.push(Table {
-            title: format!("RULER-style tasks, {method}"),
-            head: head("task", &names),
-            rows: lines,
-            notes: distinct(refused).into_iter().chain(notes.iter().cloned()).collect(),
-        });
+    let mut tables = by_task("RULER-style tasks", rows);
+    for table in &mut tables {
+        table.notes.extend(notes.iter().cloned());
     }
     let lines = methods.iter().map(|method| {
         let by_length: Vec<Option<f64>> = lengths.iter().map(|length| average(method, *length)).collect();
@@ -100,12 +86,9 @@ mod tests {
             row("cwe", 8192, None),
         ];
         let tables = tables(&rows.iter().collect::<Vec<_>>(), vec!["note".into()]);
-        assert_eq!(tables[0].head, ["task", "4k", "8k"]);
-        assert_eq!(
-            tables[0].rows,
-            [["vt", "100.00", "50.00"], ["cwe", "0.00", "-"], ["average", "50.00", "50.00"]]
-        );
-        assert_eq!(tables[0].notes, ["cwe at 8k: too long", "note"]);
+        assert_eq!(tables[0].head, ["task", "tokens", "rows", "full"]);
+        assert_eq!(tables[0].rows[0], ["vt", "4k", "1", "100.00"]);
+        assert_eq!(tables[0].notes, ["full, cwe at 8k: too long", "note"]);
         assert_eq!(tables[1].rows, [["full", "50.00", "50.00", "50.00", "50.00", "50.00"]]);
     }
 }
