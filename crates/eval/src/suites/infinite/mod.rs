@@ -124,7 +124,7 @@ impl Default for Options {
         Self {
             lengths: vec![4096, 32_768, 131_072],
             depths: vec![0.0, 25.0, 50.0, 75.0, 100.0],
-            samples: 2,
+            samples: 1,
             seed: 42,
             max_new_tokens: None,
         }

@@ -48,7 +48,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lengths: vec![4096, 8192, 16_384], tasks: Vec::new(), samples: 5, seed: 42, data: None }
+        Self { lengths: vec![4096, 8192, 16_384], tasks: Vec::new(), samples: 2, seed: 42, data: None }
     }
 }
 
