@@ -1,6 +1,6 @@
 //! What RULER's tasks are made of: words, the long text, and the documents of the question answering tasks.
 
-use super::super::essays::{Essays, broken, read};
+use super::super::essays::{Essays, OWN, broken, read};
 use super::super::generate::GenerateError;
 use crate::text::Rng;
 use std::collections::{BTreeSet, HashMap};
@@ -39,6 +39,17 @@ impl Material {
             hotpotqa: file(["hotpot_dev_distractor_v1.json", "hotpotqa.json"])
                 .map(|f| hotpotqa(&f))
                 .transpose()?,
+        })
+    }
+
+    /// How much the user's files hold, so that a run is not gone on with other ones. Own prose is of the seed and has no size.
+    pub(super) fn sizes(&self) -> serde_json::Value {
+        let documents = |d: &Option<Documents>| d.as_ref().map(|d| [d.documents.len(), d.questions.len()]);
+        serde_json::json!({
+            "essay_words": (self.essay_name != OWN).then_some(self.ends.len()),
+            "english_words": self.lexicon.english.as_ref().map(Vec::len),
+            "squad": documents(&self.squad),
+            "hotpotqa": documents(&self.hotpotqa),
         })
     }
 

@@ -307,7 +307,7 @@ impl run::Suite for Suite {
         json!({
             "lengths": o.lengths, "tasks": self.tasks.iter().map(|t| t.name).collect::<Vec<_>>(),
             "samples": o.samples, "seed": o.seed, "haystack": self.material.essay_name,
-            "left_out": self.left_out,
+            "data": self.material.sizes(), "left_out": self.left_out,
         })
     }
 
