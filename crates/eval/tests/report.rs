@@ -259,6 +259,31 @@ fn a_browser_shows_tables_figures_and_the_rows_asked_for() {
 }
 
 #[test]
+fn rows_are_reached_by_keys() {
+    let Some(browser) = Browser::find() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    folder(dir.path(), rows().len());
+    let (_, page, _) = written(dir.path());
+    // Down to the second row, which is opened, and down again: its button has the keys' attention, not its detail.
+    let press = r#"<script>
+        const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+        document.querySelector("[data-row]").focus();
+        press("ArrowDown");
+        document.activeElement.click();
+        press("ArrowDown");
+        document.querySelector("h1").textContent = "at " + document.activeElement.textContent;
+        press("/");
+        document.querySelector("h1").textContent += ", then in " + document.activeElement.id;
+    </script>"#;
+    let file = dir.path().join("pressed.html");
+    std::fs::write(&file, page + press).unwrap();
+    let dom = browser.dom(&file, "");
+    assert!(dom.contains("<h1>at refused, then in search</h1>"), "{dom}");
+    let expanded: Vec<&str> = dom.split("aria-expanded=\"").skip(1).map(|b| &b[..4]).collect();
+    assert_eq!(expanded, ["fals", "true", "fals"]);
+}
+
+#[test]
 fn screenshots_are_of_the_size_asked_and_not_blank() {
     let Some(browser) = Browser::find() else { return };
     let dir = tempfile::tempdir().unwrap();

@@ -33,6 +33,8 @@ pub struct Figure {
 /// A part of a figure, drawn from the origin.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Panel {
+    /// What it shows: its heading.
+    name: String,
     pub(super) width: f64,
     pub(super) height: f64,
     pub(super) body: String,
@@ -49,7 +51,8 @@ impl Figure {
             }
             let _ = write!(
                 html,
-                "<svg class=\"fig\" xmlns=\"http://www.w3.org/2000/svg\" width=\"{w:.0}\" height=\"{h:.0}\" viewBox=\"0 0 {w:.0} {h:.0}\" font-size=\"12\" role=\"img\">\n{body}</svg>"
+                "<svg class=\"fig\" xmlns=\"http://www.w3.org/2000/svg\" width=\"{w:.0}\" height=\"{h:.0}\" viewBox=\"0 0 {w:.0} {h:.0}\" font-size=\"12\" role=\"img\" aria-label=\"{}\">\n{body}</svg>",
+                escape(&format!("{}: {}", self.title, panel.name))
             );
             html.push_str(if self.legend.is_some() && i == 0 { "</div>\n" } else { "\n" });
         }
@@ -82,7 +85,7 @@ impl Figure {
 
 impl Panel {
     pub(super) fn new(width: f64, height: f64) -> Self {
-        Self { width, height, body: String::new() }
+        Self { width, height, ..Self::default() }
     }
 
     /// Writes a line of SVG.
@@ -101,6 +104,7 @@ impl Panel {
 
     /// The heading of a panel.
     pub(super) fn heading(&mut self, x: f64, y: f64, text: &str) {
+        self.name = text.to_string();
         let text = escape(text);
         self.draw(format_args!(
             "<text class=\"ink\" x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"13\" font-weight=\"600\" fill=\"#1d2024\">{text}</text>"
@@ -126,7 +130,7 @@ impl Panel {
 
     /// Names of series with their marks, in lines of at most `width`.
     pub(super) fn legend<'a>(names: impl Iterator<Item = (usize, &'a str)>, width: f64) -> Self {
-        let mut panel = Self::new(0.0, 20.0);
+        let mut panel = Self { name: "legend".into(), ..Self::new(0.0, 20.0) };
         let (mut x, mut y) = (0.0, 14.0);
         for (i, name) in names {
             let takes = 34.0 + text_width(name) + 18.0;
@@ -242,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_file_sets_panels_in_rows_and_the_legend_apart() {
-        let panel = |width: f64| Panel { width, height: 100.0, body: "<g/>\n".into() };
+        let panel = |width: f64| Panel { width, height: 100.0, body: "<g/>\n".into(), ..Panel::default() };
         let figure = Figure {
             name: "a".into(),
             title: "a<b".into(),

@@ -141,7 +141,7 @@ fn table(of: &Table) -> String {
         class => class,
     };
     let mut html = format!(
-        "<div class=\"wide\" tabindex=\"0\"><table>\n<caption>{}</caption>\n<thead><tr>",
+        "<div class=\"wide\" role=\"region\" aria-label=\"{0}\" tabindex=\"0\"><table>\n<caption>{0}</caption>\n<thead><tr>",
         escape(&of.title)
     );
     for (c, name) in of.head.iter().enumerate() {
