@@ -2,7 +2,7 @@
 //!
 //! [`Scorer::new`] finds the scorer of a suite's task, [`Scorer::score`] scores one [`Sample`], [`Scorer::summary`] averages as
 //! the suite does, and [`file::score_file`] does all of it for a file of predictions. What the published code does is kept, with
-//! its quirks; `docs/evaluation.md` lists them. Where it raises, the score is 0, the sample counts, and [`Score::note`] says so.
+//! its quirks; `docs/scorers.md` lists them. Where it raises, the score is 0, the sample counts, and [`Score::note`] says so.
 
 pub mod babilong;
 pub mod classification;

@@ -83,6 +83,11 @@ impl SuiteName {
         }
     }
 
+    /// Whether the built-in model was trained on anything it asks.
+    pub(super) fn suits_built_in(self) -> bool {
+        matches!(self, Self::Needle | Self::Perplexity | Self::Selection)
+    }
+
     /// The suite as the flags describe it.
     pub(super) fn make(
         self,

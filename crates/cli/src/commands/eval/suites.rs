@@ -32,6 +32,9 @@ pub(super) fn run(args: &Args, names: &[SuiteName]) -> Result<ExitCode, Failure>
     let tools = Tools { tokenizer: &tokenizer, template: template.as_ref() };
     let suites = names.iter().map(|n| n.make(args, &tools, shape.window)).collect::<Result<Vec<_>, _>>()?;
     let problems = name_problems(&suites);
+    if args.model.model.is_none() && names.iter().any(|n| !n.suits_built_in()) {
+        args.output.say("the built-in model knows the facts of `needle` and nothing else: the other suites need a --model to say anything");
+    }
     let arms = arms(args, described, rope);
     let jobs = plan(args, &package, &shape, &arms, &suites)?;
     let engines = engines(args, &package, &tokenizer, jobs)?;
