@@ -23,10 +23,6 @@ pub(crate) struct Args {
     /// What to run; `selection` and what it compares stand alone.
     #[arg(value_enum, value_delimiter = ',', required = true, value_name = "SUITE,...")]
     suite: Vec<SuiteName>,
-    #[command(flatten)]
-    texts: TextArgs,
-    #[command(flatten)]
-    selection: selection::SelectionArgs,
     /// Folder for the run: rows as they are finished, results, tables and figures.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -49,6 +45,11 @@ pub(crate) struct Args {
     method: MethodArgs,
     #[command(flatten)]
     output: OutputArgs,
+    // Last, since a heading holds for all that follow.
+    #[command(flatten)]
+    texts: TextArgs,
+    #[command(flatten)]
+    selection: selection::SelectionArgs,
 }
 
 /// Which texts, and how many. A suite takes those of these that mean something to it; one that no suite takes is refused.
