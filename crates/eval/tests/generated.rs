@@ -11,7 +11,7 @@ use std::sync::Arc;
 const LENGTH: usize = 1800;
 
 fn suites(engine: &Engine) -> Vec<Box<dyn Suite>> {
-    let tools = &Tools { engine };
+    let tools = &Tools::of(engine);
     let lengths = vec![LENGTH];
     let mut suites: Vec<Box<dyn Suite>> = Vec::new();
     for task in infinite::Task::ALL.into_iter().filter(|t| *t != infinite::Task::MathCalc) {

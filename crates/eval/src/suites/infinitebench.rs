@@ -76,14 +76,15 @@ const TASKS: [&str; 12] = [
 
 /// `prompts/infinitebench.json`.
 #[derive(Deserialize)]
-struct Published {
-    yarn_mistral_templates: HashMap<String, String>,
-    gpt4_templates: HashMap<String, String>,
-    max_new_tokens: HashMap<String, usize>,
-    max_new_tokens_infllm: HashMap<String, usize>,
+pub(super) struct Published {
+    pub(super) yarn_mistral_templates: HashMap<String, String>,
+    pub(super) gpt4_templates: HashMap<String, String>,
+    pub(super) max_new_tokens: HashMap<String, usize>,
+    pub(super) max_new_tokens_infllm: HashMap<String, usize>,
 }
 
-static PUBLISHED: LazyLock<Published> = LazyLock::new(|| {
+/// Prompts and limits as published.
+pub(super) static PUBLISHED: LazyLock<Published> = LazyLock::new(|| {
     let text = include_str!("../../prompts/infinitebench.json");
     serde_json::from_str(text).expect("the file is part of the program")
 });

@@ -14,15 +14,13 @@ mod number_string;
 mod passkey;
 
 use super::generate::{GenerateError, around_context, check_grid, grid, most_that_fit, whole};
+use super::infinitebench::PUBLISHED;
 use crate::EvalError;
 use crate::run::{self, Asked, Made, Question, Reading, Tools};
 use crate::scorers::{self, Sample, Score, ScoreError, Scorer};
 use crate::text::Rng;
 use reattention_engine::Source;
-use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::HashMap;
-use std::sync::LazyLock;
 
 /// A task, one file each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,20 +277,6 @@ fn template(chat: bool, task: Task) -> &'static str {
     let templates = if chat { &PUBLISHED.gpt4_templates } else { &PUBLISHED.yarn_mistral_templates };
     templates.get(task.name()).map_or("", String::as_str)
 }
-
-/// Prompts and limits as published.
-#[derive(Deserialize)]
-struct Published {
-    yarn_mistral_templates: HashMap<String, String>,
-    gpt4_templates: HashMap<String, String>,
-    max_new_tokens: HashMap<String, usize>,
-    max_new_tokens_infllm: HashMap<String, usize>,
-}
-
-static PUBLISHED: LazyLock<Published> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../../prompts/infinitebench.json"))
-        .expect("the file is part of the program")
-});
 
 /// Where the `n + 1` places between `n` units have the one at `depth` per cent.
 fn place(depth: f64, n: usize) -> usize {
