@@ -35,12 +35,13 @@ pub(super) fn facts(manifest: &Map<String, Value>) -> Vec<(String, String)> {
     facts
 }
 
-/// Name of the model, for the heading.
+/// The model as the heading names it.
 pub(super) fn model(manifest: &Map<String, Value>) -> Option<String> {
-    match manifest.get("model")? {
-        Value::String(name) => Some(name.clone()),
-        model => model.get("name").map(say),
-    }
+    let name = match manifest.get("model")? {
+        Value::String(name) => name.clone(),
+        model => say(model.get("name")?),
+    };
+    Some(if name == "built-in" { "the built-in model".into() } else { name })
 }
 
 /// A list of the manifest, empty where there is none.
@@ -206,6 +207,7 @@ fn say(value: &Value) -> String {
     match value {
         Value::Null => "none".into(),
         Value::String(text) => text.clone(),
+        Value::Array(values) if values.is_empty() => "none".into(),
         Value::Array(values) => values.iter().map(say).collect::<Vec<_>>().join(","),
         Value::Object(object) => {
             let one = |(k, v): (&String, &Value)| {
@@ -233,19 +235,22 @@ mod tests {
     fn what_a_manifest_has_is_shown_and_nothing_is_needed() {
         let manifest = object(json!({
             "arms": [{ "name": "reattention", "arm": "r", "params": { "span": 32, "reference": false } }, { "name": "full", "params": {} }],
-            "suites": [{ "name": "needle", "version": 2, "options": { "depths": [0.0, 12.5], "data": null }, "rows": 8, "tasks": ["single"],
+            "suites": [{ "name": "needle", "version": 2, "options": { "depths": [0.0, 12.5], "data": null, "files": [] }, "rows": 8, "tasks": ["single"],
                 "problems": [{ "file": "a.jsonl", "line": 3, "problem": "no `answer`" }] }],
             "model": { "name": "built-in", "fingerprint": "ab12" }, "seed": 1, "kv": "bf16", "started_unix": 1_763_742_000,
             "machine": { "processor": "EPYC", "cores": 2, "memory_bytes": 25_769_803_776_u64 },
         }));
-        assert_eq!(model(&manifest).as_deref(), Some("built-in"));
+        assert_eq!(model(&manifest).as_deref(), Some("the built-in model"));
         assert_eq!(
             (names(&manifest, "arms"), tasks(&manifest)),
             (vec!["r".to_string(), "full".into()], vec!["single".to_string()])
         );
         assert_eq!(total(&manifest), Some(16));
         assert_eq!(arms(&manifest).unwrap().rows[0], ["r", "reattention", "span=32 reference=false"]);
-        assert_eq!(suites(&manifest, |_| 5).unwrap().rows[0], ["needle", "2", "5 of 16", "depths=0,12.5"]);
+        assert_eq!(
+            suites(&manifest, |_| 5).unwrap().rows[0],
+            ["needle", "2", "5 of 16", "depths=0,12.5 files=none"]
+        );
         assert_eq!(problems(&manifest), ["a.jsonl:3: no `answer`"]);
         let facts = facts(&manifest);
         assert_eq!(facts[0], ("model".into(), "built-in, fingerprint ab12".into()));
