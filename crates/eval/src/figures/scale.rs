@@ -20,10 +20,10 @@ pub(super) enum From {
 }
 
 impl Scale {
-    /// Per cent: up to 100, or less where all values are small.
+    /// Per cent: up to 100, or less where all values are small but not all nothing.
     pub(super) fn percent(values: impl Iterator<Item = f64>) -> Self {
         let most = values.fold(0.0, f64::max);
-        let high = [10.0, 20.0, 50.0].into_iter().find(|h| most <= *h).unwrap_or(100.0);
+        let high = [10.0, 20.0, 50.0].into_iter().find(|h| most > 0.0 && most <= *h).unwrap_or(100.0);
         Self {
             low: 0.0,
             high,
@@ -117,6 +117,7 @@ mod tests {
         assert_eq!(scale(&[], From::Zero).ticks, [0.0, 1.0]);
         assert_eq!(scale(&[7.0], From::Least).ticks.len(), 2);
         assert_eq!(Scale::percent([3.0, 18.0].into_iter()).ticks, [0.0, 5.0, 10.0, 15.0, 20.0]);
+        assert_eq!(Scale::percent([0.0].into_iter()).ticks[4], 100.0);
         for values in [vec![0.3, 4.0], vec![3.0, 9e4], vec![5.2, 6.1], vec![2.0, 2.0]] {
             let scale = scale(&values, From::Least);
             for v in values {

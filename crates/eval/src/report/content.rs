@@ -129,6 +129,11 @@ impl Section {
         if tables.is_empty() {
             tables = tables_of_rows(suite, rows);
         }
+        // Tables of the same rows have the same notes: said once.
+        let mut said = std::collections::HashSet::new();
+        for table in &mut tables {
+            table.notes.retain(|note| said.insert(note.clone()));
+        }
         let mut figures = of_suite(suite, rows, methods, with_memory);
         // Of many tasks only what is over all of them stands open.
         let open = if tasks.len() <= FEW { figures.len() } else { usize::from(figures.len() > 1) };

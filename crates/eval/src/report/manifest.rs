@@ -208,7 +208,11 @@ fn say(value: &Value) -> String {
         Value::Null => "none".into(),
         Value::String(text) => text.clone(),
         Value::Array(values) if values.is_empty() => "none".into(),
-        Value::Array(values) => values.iter().map(say).collect::<Vec<_>>().join(","),
+        Value::Array(values) => {
+            let values: Vec<String> = values.iter().map(say).collect();
+            // Sentences have commas of their own.
+            values.join(if values.iter().any(|v| v.contains(' ')) { "; " } else { "," })
+        }
         Value::Object(object) => {
             let one = |(k, v): (&String, &Value)| {
                 let (key, value) = field(k, v);
@@ -235,7 +239,7 @@ mod tests {
     fn what_a_manifest_has_is_shown_and_nothing_is_needed() {
         let manifest = object(json!({
             "arms": [{ "name": "reattention", "arm": "r", "params": { "span": 32, "reference": false } }, { "name": "full", "params": {} }],
-            "suites": [{ "name": "needle", "version": 2, "options": { "depths": [0.0, 12.5], "data": null, "files": [] }, "rows": 8, "tasks": ["single"],
+            "suites": [{ "name": "needle", "version": 2, "options": { "depths": [0.0, 12.5], "left_out": ["a, b", "c"], "data": null, "files": [] }, "rows": 8, "tasks": ["single"],
                 "problems": [{ "file": "a.jsonl", "line": 3, "problem": "no `answer`" }] }],
             "model": { "name": "built-in", "fingerprint": "ab12" }, "seed": 1, "kv": "bf16", "started_unix": 1_763_742_000,
             "machine": { "processor": "EPYC", "cores": 2, "memory_bytes": 25_769_803_776_u64 },
@@ -249,7 +253,7 @@ mod tests {
         assert_eq!(arms(&manifest).unwrap().rows[0], ["r", "reattention", "span=32 reference=false"]);
         assert_eq!(
             suites(&manifest, |_| 5).unwrap().rows[0],
-            ["needle", "2", "5 of 16", "depths=0,12.5 files=none"]
+            ["needle", "2", "5 of 16", "depths=0,12.5 left_out=a, b; c files=none"]
         );
         assert_eq!(problems(&manifest), ["a.jsonl:3: no `answer`"]);
         let facts = facts(&manifest);
