@@ -6,9 +6,10 @@ use crate::failure::{Blame, Failure};
 use anyhow::{Context, anyhow};
 use reattention_eval::run::{Suite, Tools};
 use reattention_eval::suites::infinite::{self, Task};
+use reattention_eval::suites::infinitebench::NewTokens;
 use reattention_eval::suites::{
-    babilong, haystack, infinitebench, leval, longbench, longbench_v2, multi_needle, needle, needlebench,
-    perplexity, ruler, ruler_data,
+    babilong, data, haystack, infinitebench, leval, longbench, longbench_v2, multi_needle, needle,
+    needlebench, perplexity, ruler, ruler_data,
 };
 use reattention_eval::{EvalError, figures};
 use std::path::{Path, PathBuf};
@@ -174,6 +175,8 @@ impl SuiteName {
                     tasks,
                     limit,
                     samples: texts.samples,
+                    // Chat models begin with words, and the official limits of 3 to 6 tokens would cut them off.
+                    new_tokens: if tools.chat() { NewTokens::InfLlm } else { NewTokens::Official },
                     ..infinitebench::Options::default()
                 };
                 boxed(infinitebench::Suite::new(options, tools))
@@ -226,22 +229,10 @@ impl SuiteName {
 fn boxed<S: Suite + 'static>(suite: Result<S, EvalError>) -> Result<Box<dyn Suite>, Failure> {
     Ok(Box::new(suite.input()?))
 }
-/// A text, or all .txt files of a folder by name, as PG19's are.
+/// A text, or the books of a folder in PG19's form.
 fn text_files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let named = || format!("--data {}", path.display());
-    if !std::fs::metadata(path).with_context(named).input()?.is_dir() {
-        return Ok(vec![path.to_path_buf()]);
+    match std::fs::metadata(path).with_context(|| format!("--data {}", path.display())).input()?.is_dir() {
+        true => Ok(data::books(path).input()?.into_iter().map(|(_, file)| file).collect()),
+        false => Ok(vec![path.to_path_buf()]),
     }
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path).with_context(named).input()? {
-        let file = entry.with_context(named).input()?.path();
-        if file.extension().is_some_and(|e| e == "txt") {
-            files.push(file);
-        }
-    }
-    if files.is_empty() {
-        return Err(Failure::Input(anyhow!("--data {}: no .txt file there", path.display())));
-    }
-    files.sort();
-    Ok(files)
 }
