@@ -16,8 +16,10 @@ use std::ops::Range;
 const ROW_BLOCK: usize = 512;
 const PIECES: usize = 4;
 
-/// Multiply-adds below which waking another thread costs more than it saves, if every list held 32 keys.
-const SMALL: usize = 1 << 17;
+/// Multiply-adds below which waking another thread costs more than it saves, and lists up to which their keys are counted;
+/// more are taken to hold 32 each.
+const SMALL: usize = 1 << 15;
+const COUNTED: usize = 64;
 
 /// See [`crate::Backend::top_k_listed`].
 pub(crate) fn top_k_listed(
@@ -54,7 +56,12 @@ fn search<M: Operand, E: Load>(
     let block = rows.div_ceil(blocks);
     let blocks = rows.div_ceil(block);
     let (indices, scores) = (Shared::new(&mut found.indices), Shared::new(&mut found.scores));
-    let is_small = request.lists.len() * 32 * q.head_dim < SMALL;
+    let length = |list: &u32| if *list == ListedRequest::NONE { 0 } else { (request.keys)(*list).len() };
+    let keys = match request.lists.len() {
+        ..=COUNTED => request.lists.iter().map(length).sum(),
+        many => many * 32,
+    };
+    let is_small = keys * q.head_dim < SMALL;
     pool.each(kv.n_kv_heads * blocks, is_small, Scratch::default, |scratch, piece| {
         let (kv_head, block_start) = (piece % kv.n_kv_heads, piece / kv.n_kv_heads * block);
         let rows = block_start..(block_start + block).min(rows);
