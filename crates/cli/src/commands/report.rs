@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
 
 fn describe(args: &Args, written: &Written) {
     let rows = match written.total {
-        Some(total) if total != written.rows => format!("{} of {total} rows, unfinished", written.rows),
+        Some(total) if total > written.rows => format!("{} of {total} rows, unfinished", written.rows),
         _ => format!("{} rows", written.rows),
     };
     args.output.say(format_args!(
