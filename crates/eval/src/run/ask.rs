@@ -4,7 +4,8 @@ use super::{Asked, Question, Reading, Row, Seconds, Suite, Tokens};
 use crate::suites::perplexity::{edges, losses};
 use crate::{Arm, EvalError};
 use reattention_engine::{
-    Cancel, Engine, GenerateOptions, Generation, Progress, Prompt, PromptError, Session, peak_rss,
+    Cancel, Engine, Finish, GenerateOptions, Generation, Progress, Prompt, PromptError, Session,
+    SessionError, peak_rss,
 };
 use reattention_model::{ChatTemplate, Tokenizer};
 use std::time::Instant;
@@ -157,6 +158,11 @@ pub(super) fn ask(
             ..GenerateOptions::default()
         };
         let answer = session.generate(&options, Some(engine.tokenizer().as_ref()), cancel, |_| {})?;
+        if answer.finish == Finish::Cancelled {
+            // Half an answer is no row: it is asked again when the run goes on.
+            let done = opening.ids.len() + closing.ids.len();
+            return Err(SessionError::Cancelled { done, total: done }.into());
+        }
         let mut row = row(suite, reading, index, question, &answer);
         row.method.clone_from(&arm.name);
         row.seconds = Seconds { read, answer: answer.elapsed.as_secs_f64() };

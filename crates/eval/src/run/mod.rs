@@ -141,6 +141,16 @@ pub struct Problem {
     pub problem: String,
 }
 
+/// How a problem begins that is no fault of the file: the suite knowingly leaves such rows out.
+pub const NOT_COVERED: &str = "not covered: ";
+
+impl Problem {
+    /// Whether the file is at fault.
+    pub fn is_fault(&self) -> bool {
+        !self.problem.starts_with(NOT_COVERED)
+    }
+}
+
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.line {

@@ -9,7 +9,7 @@
 
 use super::data::{Fields, Shelf, find, grouped, planned, scorable, table, tallies};
 use crate::EvalError;
-use crate::run::{self, Asked, Made, Problem, Question, Reading, Row, RowKey, Table, Tools};
+use crate::run::{self, Asked, Made, NOT_COVERED, Problem, Question, Reading, Row, RowKey, Table, Tools};
 use crate::scorers::leval::{TASKS, Task};
 use crate::scorers::python::split;
 use crate::scorers::{self, Sample, Score, ScoreError, Scorer};
@@ -119,7 +119,7 @@ fn ask(task: &str, row: &Fields, before: usize) -> Result<Asked, String> {
         "exam" | "f1" | "rouge" => {}
         judge => {
             return Err(format!(
-                "not covered: its `evaluation` is `{judge}`, which has no score that can be computed; questions: {}",
+                "{NOT_COVERED}its `evaluation` is `{judge}`, which has no score that can be computed; questions: {}",
                 instructions.len()
             ));
         }

@@ -67,7 +67,7 @@ fn is_unscored(row: &Row) -> bool {
     row.score.is_none() && row.buckets.is_empty() && row.tokens.generated > 0
 }
 
-/// Says what is wrong with the user's files, and how much it is.
+/// Says what is wrong with the user's files and what is not covered, and counts the faults.
 fn name_problems(suites: &[Box<dyn Suite>]) -> usize {
     let problems: Vec<_> = suites.iter().flat_map(|s| s.problems()).collect();
     for problem in problems.iter().take(SHOWN) {
@@ -76,7 +76,7 @@ fn name_problems(suites: &[Box<dyn Suite>]) -> usize {
     if problems.len() > SHOWN {
         complain(format_args!("{} more rows cannot be asked", problems.len() - SHOWN));
     }
-    problems.len()
+    problems.iter().filter(|p| p.is_fault()).count()
 }
 
 fn arms(args: &Args, described: Vec<Described>, rope: Option<RopeConfig>) -> Vec<Arm> {
