@@ -12,7 +12,7 @@ fn engine() -> Engine {
 }
 
 fn options(lengths: &[usize]) -> Options {
-    Options { lengths: lengths.to_vec(), ..Options::default() }
+    Options { lengths: lengths.to_vec(), samples: 2, ..Options::default() }
 }
 
 /// All prompts of a suite, with the tokens they and their answers may take.
