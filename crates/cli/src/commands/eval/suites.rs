@@ -175,7 +175,7 @@ fn manifest(
         "machine": machine(),
         "threads": args.model.threads()?,
         "jobs": engines.len(),
-        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "command": std::iter::once("reattn".to_string()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" "),
         "started_unix": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
     });
     let object = |value| if let Value::Object(object) = value { object } else { Map::new() };
