@@ -91,6 +91,7 @@ fn flags_that_mean_nothing_to_a_suite_are_refused() {
     for (args, says) in [
         (vec!["eval", "needle", "--hops", "2"], "--hops: needle does not take it"),
         (vec!["eval", "perplexity", "--depths", "5"], "--depths: perplexity does not take it"),
+        (vec!["eval", "multi_needle", "--tokens", "5"], "--tokens: multi-needle does not take it"),
         (vec!["eval", "needle,selection"], "run it by itself"),
         (vec!["eval", "needle", "--jobs", "0"], "from 1"),
         (vec!["eval", "poetry"], "poetry"),

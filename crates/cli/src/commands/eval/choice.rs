@@ -19,6 +19,7 @@ pub(super) enum SuiteName {
     /// Facts hidden at several depths of texts of several lengths, one question each.
     Needle,
     /// Four facts in a text, asked for in one question (as STRING and the Llama 3 report do).
+    #[value(alias = "multi_needle")]
     MultiNeedle,
     /// OpenCompass's NeedleBench, which ReAttention reports: 11 depths, scored by keyword or likeness.
     Needlebench,
@@ -27,18 +28,24 @@ pub(super) enum SuiteName {
     /// InfiniteBench's pass key, generated.
     Passkey,
     /// InfiniteBench's number string, generated.
+    #[value(alias = "number_string")]
     NumberString,
     /// InfiniteBench's key-value retrieval, generated.
+    #[value(alias = "kv_retrieval")]
     KvRetrieval,
     /// InfiniteBench's Math.Find, generated.
+    #[value(alias = "math_find")]
     MathFind,
     /// InfiniteBench's Math.Calc, generated.
+    #[value(alias = "math_calc")]
     MathCalc,
     /// InfiniteBench's Code.Run, generated.
+    #[value(alias = "code_run")]
     CodeRun,
     /// RULER's 13 tasks, generated; --data is a folder with the essays and the question sets it takes from elsewhere.
     Ruler,
     /// RULER's rows as its own scripts write them, from --data.
+    #[value(alias = "ruler_data")]
     RulerData,
     /// LongBench, from --data: 21 tasks.
     Longbench,
