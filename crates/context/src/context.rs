@@ -37,6 +37,8 @@ pub struct Context {
 struct Pin {
     /// Tokens read.
     tokens: usize,
+    /// Slots that hold them, until the store is compacted.
+    slots: usize,
     /// The last hidden state there.
     last_state: Vec<f32>,
     /// What was cached there, once the store has been compacted since.
@@ -351,7 +353,7 @@ impl Context {
 
     /// Drops what was appended after the last token read.
     fn forget(&mut self) {
-        self.store.truncate(self.store.len()).expect("the committed length is never below the floor");
+        self.store.abort();
         self.method.truncate(self.len());
     }
 
@@ -362,9 +364,7 @@ impl Context {
             return;
         }
         if let Some(pin) = self.pinned.as_mut().filter(|p| p.saved.is_none()) {
-            let slots =
-                self.slots.slots(pin.tokens).expect("what was pinned is saved before it is compacted");
-            let mut saved = (self.store.copy(slots), self.slots.clone());
+            let mut saved = (self.store.copy(pin.slots), self.slots.clone());
             saved.1.truncate(saved.0.len());
             pin.saved = Some(saved);
         }
@@ -410,7 +410,9 @@ impl Context {
         match &mut self.pinned {
             Some(pin) if pin.tokens == n => self.last_state.clone_from(&pin.last_state),
             // The point that was pinned is gone: what can still be returned to is this one.
-            Some(pin) if pin.tokens > n => (pin.tokens, pin.last_state) = (n, Vec::new()),
+            Some(pin) if pin.tokens > n => {
+                (pin.tokens, pin.slots, pin.last_state) = (n, slots, Vec::new());
+            }
             _ => {}
         }
         Ok(())
@@ -418,7 +420,8 @@ impl Context {
 
     /// Keeps whatever is needed to roll back to the current length; `unpin` ends it.
     pub fn pin(&mut self) {
-        self.pinned = Some(Pin { tokens: self.len(), last_state: self.last_state.clone(), saved: None });
+        let (tokens, slots) = (self.len(), self.store.len());
+        self.pinned = Some(Pin { tokens, slots, last_state: self.last_state.clone(), saved: None });
         self.method.pin(self.len());
     }
 

@@ -198,6 +198,11 @@ impl Store {
         self.len = len;
     }
 
+    /// Forgets what a step that was not committed has appended.
+    pub fn abort(&mut self) {
+        self.layers.iter_mut().for_each(|l| l.truncate(self.len));
+    }
+
     /// Forgets every token from `n` on, and what a step that was not committed has appended.
     ///
     /// # Errors
