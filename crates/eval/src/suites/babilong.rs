@@ -3,7 +3,9 @@
 //! Prompts are the published ones, byte by byte (`prompts/babilong.json`): instruction, examples, form of the answer, context,
 //! question. Greedy, 15 new tokens, as in `scripts/run_model_on_babilong.py`.
 
-use super::data::{Fields, Shelf, around, find, length, mean, percent, planned, scorable, table, tallies};
+use super::data::{
+    Fields, Shelf, around, find, length, mean, percent, planned, published, scorable, table, tallies,
+};
 use crate::EvalError;
 use crate::figures::{distinct, short};
 use crate::run::{self, Asked, Made, Problem, Question, Reading, Row, RowKey, Table, Tools};
@@ -48,10 +50,8 @@ struct Prompt {
     post_prompt: String,
 }
 
-static PUBLISHED: LazyLock<Published> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../prompts/babilong.json"))
-        .expect("the file is part of the program")
-});
+static PUBLISHED: LazyLock<Published> =
+    LazyLock::new(|| published(include_str!("../../prompts/babilong.json")));
 
 /// The BABILong suite.
 #[derive(Debug)]

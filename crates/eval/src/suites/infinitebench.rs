@@ -5,7 +5,7 @@
 //! bare expression of `math_calc`, and its template is asked here. No system message, greedy.
 
 use super::data::{
-    Fields, Shelf, Tally, around, find, jsonl, mean, percent, planned, scorable, table, tallies,
+    Fields, Shelf, Tally, around, find, jsonl, mean, percent, planned, published, scorable, table, tallies,
 };
 use crate::EvalError;
 use crate::figures::distinct;
@@ -84,10 +84,8 @@ pub(super) struct Published {
 }
 
 /// Prompts and limits as published.
-pub(super) static PUBLISHED: LazyLock<Published> = LazyLock::new(|| {
-    let text = include_str!("../../prompts/infinitebench.json");
-    serde_json::from_str(text).expect("the file is part of the program")
-});
+pub(super) static PUBLISHED: LazyLock<Published> =
+    LazyLock::new(|| published(include_str!("../../prompts/infinitebench.json")));
 
 /// The InfiniteBench suite.
 #[derive(Debug)]

@@ -3,7 +3,9 @@
 //! Prompts are the published ones, byte by byte (`prompts/longbench.json`). The few-shot and code tasks are asked without chat
 //! template, as published. Greedy, with the published number of new tokens; `samsum` ends at a line break.
 
-use super::data::{Fields, Shelf, Tally, around, find, grouped, jsonl, percent, planned, table, tallies};
+use super::data::{
+    Fields, Shelf, Tally, around, find, grouped, jsonl, percent, planned, published, table, tallies,
+};
 use crate::EvalError;
 use crate::figures::distinct;
 use crate::run::{self, Asked, Made, Problem, Question, Reading, Row, RowKey, Table, Tools, cut_middle};
@@ -69,10 +71,8 @@ struct Published {
     max_new_tokens: HashMap<String, usize>,
 }
 
-static PUBLISHED: LazyLock<Published> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../prompts/longbench.json"))
-        .expect("the file is part of the program")
-});
+static PUBLISHED: LazyLock<Published> =
+    LazyLock::new(|| published(include_str!("../../prompts/longbench.json")));
 
 /// The LongBench suite.
 #[derive(Debug)]

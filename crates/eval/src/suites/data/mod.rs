@@ -11,7 +11,7 @@ mod tally;
 
 pub use fields::Fields;
 pub use find::{books, find, jsonl, length};
-pub use prompt::around;
+pub use prompt::{around, published};
 pub use tally::{Tally, grouped, mean, percent, table, tallies};
 
 use crate::jsonl::{Record, Records, parse};

@@ -1,5 +1,15 @@
 //! Published prompts, with `{name}` where Python's `str.format` puts the value.
 
+use serde::de::DeserializeOwned;
+
+/// The content of a file of published prompts that is compiled into the program.
+///
+/// # Panics
+/// If it is not of that form; no input reaches it, and a test of its suite reads it.
+pub fn published<T: DeserializeOwned>(text: &str) -> T {
+    serde_json::from_str(text).expect("the file is part of the program")
+}
+
 /// What stands before and behind `{context}` in a template, with the other values put in. Values are put in as they are: braces
 /// in them mean nothing. A name without a value stays.
 pub fn around(template: &str, values: &[(&str, &str)]) -> (String, String) {

@@ -11,6 +11,7 @@ mod tables;
 mod vt;
 mod words;
 
+use super::data::published;
 use super::generate::{GenerateError, around_context, check_grid, most_that_fit, whole};
 use crate::EvalError;
 use crate::run::{self, Asked, Made, Question, Reading, Row, RowKey, Table, Tools};
@@ -445,10 +446,8 @@ impl Prompt {
 }
 
 fn prompt(name: &str) -> &'static Prompt {
-    static PROMPTS: LazyLock<BTreeMap<String, Prompt>> = LazyLock::new(|| {
-        serde_json::from_str(include_str!("../../../prompts/ruler.json"))
-            .expect("the file is part of the program")
-    });
+    static PROMPTS: LazyLock<BTreeMap<String, Prompt>> =
+        LazyLock::new(|| published(include_str!("../../../prompts/ruler.json")));
     // Names come from the table of tasks, and a test looks each of them up.
     &PROMPTS[name]
 }
