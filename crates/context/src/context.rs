@@ -1,7 +1,9 @@
 //! A context: the store, a method and a backend, as the layers of a model see them.
 
+mod on_device;
+
 use crate::ModelShape;
-use crate::methods::{Appended, Archived, Entries, LayerCall, Method, Selection, Step, StepKind};
+use crate::methods::{Appended, Archived, Entries, LayerCall, Method, Selection, Step, StepKind, settled};
 use crate::rope::{RopeConfig, Ropes};
 use crate::settings::MethodError;
 use crate::slots::Slots;
@@ -28,6 +30,8 @@ pub struct Context {
     /// The earliest point a roll-back must stay possible to.
     pinned: Option<Pin>,
     attended_max: usize,
+    /// In steps in which a device chose: the most keys besides, and the most there could have been with those chosen.
+    around_chosen: (usize, usize),
     trace: Option<Vec<LayerTrace>>,
     mass: Option<Vec<f32>>,
 }
@@ -89,18 +93,20 @@ impl Context {
         kv: KvDtype,
         backend: Arc<dyn Backend>,
     ) -> Self {
+        let device = backend.device().filter(|_| method.suits_device());
         Self {
             shape: shape.clone(),
-            store: Store::new(shape, kv),
+            store: device.map_or_else(|| Store::new(shape, kv), |device| Store::on(device, shape, kv)),
             slots: Slots::default(),
             ropes: Ropes::new(rope.unwrap_or_else(|| shape.rope.clone())),
-            method,
+            method: settled(method, backend.as_ref()),
             backend,
             step: None,
             distilled: Vec::new(),
             last_state: Vec::new(),
             pinned: None,
             attended_max: 0,
+            around_chosen: (0, 0),
             trace: None,
             mass: None,
         }
@@ -161,7 +167,10 @@ impl Context {
 
     /// The most keys any query has attended to.
     pub fn attended_max(&self) -> usize {
-        self.attended_max
+        let (around, most) = self.around_chosen;
+        // A device that answered for its logits answers for this; should it not, the bound is true, too.
+        let chosen = self.store.chosen_most().map_or(most, |n| if most > 0 { around + n } else { 0 });
+        self.attended_max.max(chosen)
     }
 
     /// The steps in which the tokens `tokens` of a prompt are to be fed now; see [`Method::schedule`]. The method is told of
@@ -223,7 +232,9 @@ impl Context {
         let attended = view.segments.iter().map(|s| attended(s, kv.len - 1)).max().unwrap_or(0);
         self.attended_max = self.attended_max.max(attended);
         let scale = call.ropes.logit_factor() / (self.shape.head_dim as f32).sqrt();
-        let queries = Queries { data: view.queries.as_deref().unwrap_or(q), ..queries };
+        let scaled = view.scales.as_deref().map(|scales| scaled(q, scales));
+        let turned = view.queries.as_deref().or(scaled.as_deref());
+        let queries = Queries { data: turned.unwrap_or(q), ..queries };
         let is_ephemeral = step.kind == StepKind::Ephemeral;
         let is_recorded = self.mass.is_some() && step.kind == StepKind::Decode;
         let wants_lse = is_ephemeral || is_recorded || !view.watched.is_empty();
@@ -439,8 +450,16 @@ impl Context {
     /// Adds up how much attention the tokens of following decode steps pay to each token (over layers and heads), or
     /// stops; returns what was added up so far, by token index.
     pub fn record_mass(&mut self, on: bool) -> Vec<f32> {
-        std::mem::replace(&mut self.mass, on.then(Vec::new)).unwrap_or_default()
+        let recorded = std::mem::replace(&mut self.mass, on.then(Vec::new)).unwrap_or_default();
+        // What a device keeps of it: nothing is lost but evidence if it fails, and the next step says that it did.
+        self.store.device().and_then(|device| device.take_mass().ok()).unwrap_or(recorded)
     }
+}
+
+/// The queries `q: [scales.len(), _]`, those of each token multiplied with its scale.
+fn scaled(q: &[f32], scales: &[f32]) -> Vec<f32> {
+    let rows = q.chunks_exact(q.len() / scales.len());
+    rows.zip(scales).flat_map(|(row, scale)| row.iter().map(move |x| x * scale)).collect()
 }
 
 /// The attention that the keys of each list of segments get; see [`LayerTrace::mass`].

@@ -1,7 +1,7 @@
 //! Parameters as people write them (`--set key=value`), and the errors of methods.
 
 use crate::rope::RopeError;
-use reattention_kernels::ColdError;
+use reattention_kernels::{ColdError, DeviceError};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
@@ -64,6 +64,9 @@ pub enum MethodError {
     /// Keys and values that the method keeps on disk do not go there.
     #[error(transparent)]
     Disk(#[from] ColdError),
+    /// The device that computes fails.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// Settings of a method by name, not yet understood.

@@ -3,7 +3,10 @@
 mod cold;
 
 use crate::ModelShape;
-use reattention_kernels::{Arena, Buffer, ColdFile, Element, KvView, PAGE, Pages, bf16};
+use reattention_kernels::{
+    Arena, Buffer, CacheShape, ColdFile, Device, DeviceCache, DeviceError, DeviceType, Element, KvView, PAGE,
+    Pages, bf16,
+};
 use std::ops::Range;
 
 /// Pages of one layer up to which each has memory of its own, so that short contexts take no more than they need.
@@ -25,6 +28,16 @@ impl KvDtype {
         match self {
             Self::Bf16 => 2,
             Self::F32 => 4,
+        }
+    }
+}
+
+impl KvDtype {
+    /// The same type on a device.
+    fn on_device(self) -> DeviceType {
+        match self {
+            Self::Bf16 => DeviceType::Bf16,
+            Self::F32 => DeviceType::F32,
         }
     }
 }
@@ -90,6 +103,8 @@ pub struct Store {
     cold: ColdFile,
     /// Memory of the pages of long contexts.
     arena: Arena,
+    /// Where keys and values are, if not here.
+    device: Option<Box<dyn DeviceCache>>,
 }
 
 #[derive(Debug)]
@@ -131,7 +146,39 @@ impl Store {
             floor: 0,
             cold: ColdFile::default(),
             arena: Arena::default(),
+            device: None,
         }
+    }
+
+    /// An empty store for a model whose keys and values a device keeps. It can neither be frozen, nor copied, nor compacted,
+    /// and its views have no elements.
+    pub fn on(device: &dyn Device, shape: &ModelShape, dtype: KvDtype) -> Self {
+        let cache = device.cache(Self::on_device_shape(shape, dtype));
+        Self { device: Some(cache), ..Self::new(shape, dtype) }
+    }
+
+    /// What a device is to hold for a model.
+    pub fn on_device_shape(shape: &ModelShape, dtype: KvDtype) -> CacheShape {
+        let ModelShape { n_layers: layers, n_kv_heads, head_dim, .. } = *shape;
+        CacheShape { layers, n_kv_heads, head_dim, dtype: dtype.on_device() }
+    }
+
+    /// The keys and values, if a device keeps them.
+    pub fn device(&mut self) -> Option<&mut (dyn DeviceCache + 'static)> {
+        self.device.as_deref_mut()
+    }
+
+    /// The most tokens that any search on the device has found, 0 without one.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn chosen_most(&self) -> Result<usize, DeviceError> {
+        self.device.as_ref().map_or(Ok(0), |device| device.chosen_most())
+    }
+
+    /// Whether a device keeps the keys and values.
+    pub fn is_on_device(&self) -> bool {
+        self.device.is_some()
     }
 
     /// Memory that `tokens` tokens take, in bytes, unused ends of pages included.
@@ -151,6 +198,9 @@ impl Store {
 
     /// Tokens whose keys and values are still there, in memory or on disk.
     pub fn held(&self) -> usize {
+        if let Some(device) = &self.device {
+            return device.held(self.len);
+        }
         let present = match &self.layers[0] {
             Layer::F32(s) => s.keys.iter().map(Option::is_some).collect::<Vec<_>>(),
             Layer::Bf16(s) => s.keys.iter().map(Option::is_some).collect(),
@@ -164,8 +214,12 @@ impl Store {
         self.len == 0
     }
 
-    /// Memory held now, in bytes, without what was read back from disk.
+    /// Memory held now, a device's included, in bytes, without what was read back from disk.
     pub fn bytes(&self) -> usize {
+        if let Some(device) = &self.device {
+            let (there, here) = device.bytes();
+            return there + here;
+        }
         let pages: usize = self.layers.iter().map(|l| l.pages()).sum();
         pages * self.n_kv_heads * PAGE * self.head_dim * self.dtype.bytes()
     }
@@ -182,6 +236,8 @@ impl Store {
     /// What a kernel sees of one layer, tokens of the running step included.
     pub fn view(&self, layer: usize) -> KvView<'_> {
         let (pages, len) = match &self.layers[layer] {
+            // Pages that are elsewhere: reading one is the fault that it would be for a released one.
+            _ if self.is_on_device() => (Pages::Bf16 { keys: &[], values: &[] }, self.len_of(layer)),
             Layer::F32(s) => (Pages::F32 { keys: &s.keys, values: &s.values }, s.len),
             Layer::Bf16(s) => (Pages::Bf16 { keys: &s.keys, values: &s.values }, s.len),
         };
@@ -193,14 +249,19 @@ impl Store {
     /// # Panics
     /// If the layers do not hold the same tokens: a layer was left out of a step.
     pub fn commit(&mut self) {
-        let len = self.layers[0].len();
-        assert!(self.layers.iter().all(|l| l.len() == len), "a layer was left out of the step");
+        let len = self.len_of(0);
+        assert!((0..self.layers.len()).all(|l| self.len_of(l) == len), "a layer was left out of the step");
         self.len = len;
+    }
+
+    /// Tokens of a layer, those of the running step included.
+    fn len_of(&self, layer: usize) -> usize {
+        self.device.as_ref().map_or_else(|| self.layers[layer].len(), |device| device.len(layer))
     }
 
     /// Forgets what a step that was not committed has appended.
     pub fn abort(&mut self) {
-        self.layers.iter_mut().for_each(|l| l.truncate(self.len));
+        self.cut(self.len);
     }
 
     /// Forgets every token from `n` on, and what a step that was not committed has appended.
@@ -211,9 +272,16 @@ impl Store {
         if n < self.floor {
             return Err(TruncateError::Released { to: n, floor: self.floor });
         }
-        self.layers.iter_mut().for_each(|l| l.truncate(n));
+        self.cut(n);
         self.len = self.len.min(n);
         Ok(())
+    }
+
+    fn cut(&mut self, n: usize) {
+        self.layers.iter_mut().for_each(|l| l.truncate(n));
+        if let Some(device) = &mut self.device {
+            device.truncate(n);
+        }
     }
 
     /// Keeps the slots listed and moves them to the front, page by page as far as they reach: slot `s` of a layer and KV
@@ -248,6 +316,7 @@ impl Store {
             floor: self.floor.min(n),
             cold: ColdFile::default(),
             arena: Arena::default(),
+            device: None,
             ..*self
         }
     }
@@ -259,6 +328,11 @@ impl Store {
         let mut any = false;
         for layer in &mut self.layers {
             any |= layer.release(pages.clone());
+        }
+        if let Some(device) = &mut self.device {
+            let before = device.held(self.len);
+            device.release(pages);
+            any = device.held(self.len) < before;
         }
         if any {
             self.floor = self.floor.max(floor);

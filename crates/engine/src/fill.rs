@@ -4,7 +4,6 @@ use crate::draws::Draws;
 use crate::session::{Session, SessionError};
 use reattention::methods::{Step, StepKind};
 use std::f64::consts::TAU;
-use std::ops::Range;
 
 /// Tokens that are imitated: the last ones read.
 const IMITATED: usize = 1024;
@@ -31,9 +30,13 @@ impl Session {
             return Err(SessionError::CannotFill(self.method().spec().name));
         }
         let imitated = start.saturating_sub(IMITATED)..start;
-        let models: Vec<_> = (0..self.model.shape().n_layers)
-            .map(|layer| [Side::Keys, Side::Values].map(|side| self.imitated(layer, side, imitated.clone())))
-            .collect();
+        let width = self.model.shape().n_kv_heads * self.model.shape().head_dim;
+        let models = (0..self.model.shape().n_layers)
+            .map(|layer| {
+                let sides = self.context.cached_rows(layer, imitated.clone())?;
+                Ok(sides.map(|rows| Imitated::new(rows, width)))
+            })
+            .collect::<Result<Vec<_>, SessionError>>()?;
         let mut draws = Draws::new(seed);
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for step in self.context.schedule(start..start + ids.len(), None) {
@@ -43,7 +46,7 @@ impl Session {
             for (layer, [key, value]) in models.iter().enumerate() {
                 key.mix(&mixtures, &mut keys);
                 value.mix(&mixtures, &mut values);
-                self.context.append(layer, &keys, &values);
+                self.context.append_rows(layer, &keys, &values)?;
             }
             self.context.finish();
         }
@@ -52,27 +55,6 @@ impl Session {
         self.logits.clear();
         Ok(())
     }
-
-    fn imitated(&self, layer: usize, side: Side, tokens: Range<usize>) -> Imitated {
-        let kv = self.context.cached(layer);
-        let (dim, width) = (kv.head_dim, kv.n_kv_heads * kv.head_dim);
-        let mut rows = vec![0.0; tokens.len() * width];
-        for (token, row) in tokens.zip(rows.chunks_exact_mut(width)) {
-            for (head, vector) in row.chunks_exact_mut(dim).enumerate() {
-                match side {
-                    Side::Keys => kv.copy_key(head, token, vector),
-                    Side::Values => kv.copy_value(head, token, vector),
-                }
-            }
-        }
-        Imitated::new(rows, width)
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Side {
-    Keys,
-    Values,
 }
 
 /// Two of the imitated tokens and the weights of their departures from the mean.

@@ -2,7 +2,8 @@
 
 use reattention::methods::Method;
 use reattention::{KvDtype, ModelShape, Store};
-use reattention_model::{Config, Scratch, loss_bytes};
+use reattention_kernels::{Device, KvRoom};
+use reattention_model::{Config, Scratch, device_scratch_bytes, loss_bytes};
 use serde::Serialize;
 
 /// Memory a session takes, in bytes, part by part.
@@ -28,14 +29,36 @@ pub struct MemoryPlan {
     pub kv_per_token: usize,
     /// Disk space that keys and values take; not part of the total.
     pub disk: usize,
+    /// Memory of the device that computes, if one does; not part of the total.
+    pub device: Option<DevicePlan>,
+}
+
+/// Memory a session takes on a device, in bytes, part by part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DevicePlan {
+    /// The device.
+    pub name: String,
+    /// Weights.
+    pub weights: usize,
+    /// Keys and values.
+    pub kv: usize,
+    /// How much of them goes to the host's memory when the device is full.
+    pub movable: usize,
+    /// Hidden states of one step, and what kernels work in.
+    pub scratch: usize,
+    /// All of it.
+    pub total: usize,
+    /// Free memory of the device, if it tells.
+    pub available: Option<usize>,
 }
 
 /// The plan does not fit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{tokens} tokens need {} ({} of it keys and values at {} a token), but {} is available{advice}",
+#[error("{tokens} tokens need {}{place} ({} of it keys and values at {} a token), but {} is available{advice}",
     human(*.total), human(*.kv), human(*.kv_per_token), human(*.available))]
 pub struct OutOfMemory {
     tokens: usize,
+    place: String,
     total: usize,
     kv: usize,
     kv_per_token: usize,
@@ -75,7 +98,38 @@ impl MemoryPlan {
             available: available(),
             kv_per_token: Store::bytes_per_token(&shape, kv),
             disk: Store::planned_disk_bytes(&shape, kv, method.on_disk(tokens)),
+            device: None,
         }
+    }
+
+    /// The plan with the work done on a device that takes `weights` bytes for the weights: keys and values are there, if the
+    /// method suits it.
+    pub fn on(
+        mut self,
+        device: &dyn Device,
+        weights: usize,
+        config: &Config,
+        method: &dyn Method,
+        kv: KvDtype,
+    ) -> Self {
+        let mut room = KvRoom::default();
+        if method.suits_device() {
+            room = device.kv_room(Store::on_device_shape(&config.shape(), kv), method.kept(self.tokens));
+            // No index either: the method searches what the device keeps.
+            self.total = self.total - self.kv - self.extra + room.host;
+            (self.kv, self.extra) = (room.host, 0);
+        }
+        let step = method.largest_step().min(self.tokens.max(1));
+        let scratch = device_scratch_bytes(config, step).saturating_add(device.work_bytes(self.tokens));
+        let total = [weights, room.device, scratch].into_iter().fold(0, usize::saturating_add);
+        let available = device.free_memory().ok();
+        let (name, kv, movable) = (device.name(), room.device, room.movable);
+        // What does not fit there comes here.
+        let moved = total.saturating_sub(available.unwrap_or(usize::MAX)).min(movable);
+        self.kv += moved;
+        self.total += moved;
+        self.device = Some(DevicePlan { name, weights, kv, movable, scratch, total, available });
+        self
     }
 
     /// Refuses a plan that does not fit, and says what would.
@@ -83,6 +137,7 @@ impl MemoryPlan {
     /// # Errors
     /// When more is needed than is available.
     pub fn check(&self) -> Result<(), OutOfMemory> {
+        self.device.as_ref().map_or(Ok(()), |device| self.check_device(device))?;
         let Some(available) = self.available.filter(|a| self.total > *a) else { return Ok(()) };
         let per_token = self.kv_per_token + self.extra / self.tokens.max(1) + PER_TOKEN;
         let fixed = self.weights + self.scratch + PROGRAM;
@@ -94,9 +149,33 @@ impl MemoryPlan {
         };
         Err(OutOfMemory {
             tokens: self.tokens,
+            place: String::new(),
             total: self.total,
             kv: self.kv,
             kv_per_token: self.kv_per_token,
+            available,
+            advice,
+        })
+    }
+
+    fn check_device(&self, device: &DevicePlan) -> Result<(), OutOfMemory> {
+        let needed = device.total - device.movable;
+        let Some(available) = device.available.filter(|a| needed > *a) else { return Ok(()) };
+        let per_token = (device.kv - device.movable) / self.tokens.max(1);
+        let rest = available.checked_sub(device.weights + device.scratch);
+        let advice = match rest.and_then(|rest| rest.checked_div(per_token)) {
+            Some(fit) if fit > 0 => {
+                format!("; about {fit} tokens fit, or more with --kv-offload values or --kv-offload old")
+            }
+            _ => "; weights and what a step works in do not fit: use a smaller model or --device cpu"
+                .to_string(),
+        };
+        Err(OutOfMemory {
+            tokens: self.tokens,
+            place: format!(" on {}", device.name),
+            total: needed,
+            kv: device.kv - device.movable,
+            kv_per_token: per_token,
             available,
             advice,
         })
@@ -111,8 +190,20 @@ impl MemoryPlan {
         } else {
             String::new()
         };
+        let device = self.device.as_ref().map_or(String::new(), |d| {
+            let free = d.available.map_or(String::new(), |a| format!(" of {} free", human(a)));
+            let movable = if d.movable > 0 { ", some of which may move to the host" } else { "" };
+            format!(
+                "; on {}: weights {} + keys and values {}{movable} + scratch {} = {}{free}",
+                d.name,
+                human(d.weights),
+                human(d.kv),
+                human(d.scratch),
+                human(d.total)
+            )
+        });
         format!(
-            "memory plan for {} tokens: weights {} + keys and values {} ({} a token){extra} + scratch {} + overhead {} = {}{available}{disk}",
+            "memory plan for {} tokens: weights {} + keys and values {} ({} a token){extra} + scratch {} + overhead {} = {}{available}{disk}{device}",
             self.tokens,
             human(self.weights),
             human(self.kv),
@@ -202,6 +293,7 @@ mod tests {
             available: Some((101 << 20) + PROGRAM + 500_000 * (10_000 + PER_TOKEN)),
             kv_per_token: 10_000,
             disk: 0,
+            device: None,
         };
         let message = plan.check().unwrap_err().to_string();
         assert!(message.contains("about 500000 tokens fit"), "{message}");

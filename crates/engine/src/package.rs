@@ -97,12 +97,22 @@ impl Package {
     }
 
     /// What a session of `tokens` tokens will take; `known` bytes are already held for texts and the like.
-    pub fn plan(&self, method: &dyn Method, kv: KvDtype, tokens: usize, known: usize) -> MemoryPlan {
+    pub fn plan(
+        &self,
+        method: &dyn Method,
+        kv: KvDtype,
+        tokens: usize,
+        known: usize,
+        backend: &dyn Backend,
+    ) -> MemoryPlan {
         let mut plan =
             MemoryPlan::new(self.config(), method, kv, self.weights.bytes_resident as usize, tokens, known);
         // Loading may take more for a moment than a short session does later.
         plan.total = plan.total.max((self.weights.bytes_resident + self.weights.bytes_scratch) as usize);
-        plan
+        match backend.device() {
+            Some(device) => plan.on(device, self.weights.device_bytes() as usize, self.config(), method, kv),
+            None => plan,
+        }
     }
 
     /// Reads the weights.
@@ -120,6 +130,7 @@ impl Package {
     pub fn engine(&self, tokenizer: Arc<Tokenizer>, backend: Arc<dyn Backend>) -> Result<Engine, ModelError> {
         let start = Instant::now();
         let model = self.load()?;
+        model.place(backend.as_ref())?;
         Ok(Engine {
             model,
             tokenizer,

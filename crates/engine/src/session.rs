@@ -353,6 +353,15 @@ impl Session {
         Ok(())
     }
 
+    /// Waits for a device to do what was asked of it, so that it can be timed; the host is never behind.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn wait(&self) -> Result<(), SessionError> {
+        let device = self.context.backend().device();
+        Ok(device.map_or(Ok(()), |device| device.wait()).map_err(MethodError::from)?)
+    }
+
     /// Keeps whatever a roll-back to the current length needs.
     pub fn pin(&mut self) {
         self.context.pin();

@@ -1,6 +1,6 @@
 //! What is compared: a method with its settings.
 
-use reattention::methods::{Method, build};
+use reattention::methods::{Method, build, settled};
 use reattention::rope::RopeConfig;
 use reattention::{KvDtype, MethodError, Settings};
 use reattention_engine::{Engine, PromptError, Session, SessionError};
@@ -28,10 +28,11 @@ impl Arm {
     /// When the method refuses its settings or the model.
     pub fn build(&self, engine: &Engine) -> Result<Box<dyn Method>, MethodError> {
         let shape = engine.model().shape();
-        match &self.rope {
+        let method = match &self.rope {
             Some(rope) => build(&self.method, &self.settings, &shape.clone().with_rope(rope.clone())),
             None => build(&self.method, &self.settings, shape),
-        }
+        };
+        Ok(settled(method?, engine.backend().as_ref()))
     }
 
     /// A fresh session.

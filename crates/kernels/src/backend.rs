@@ -1,7 +1,7 @@
 //! The contract between the engine and the arithmetic.
 
 use crate::profile::Part;
-use crate::{KvView, ListedRequest, LowBitKeys, Matrix, Segment, SignRequest, TopK, TopKRequest};
+use crate::{Device, KvView, ListedRequest, LowBitKeys, Matrix, Segment, SignRequest, TopK, TopKRequest};
 
 /// Raw queries (before RoPE) of the tokens of one step.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +39,11 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// Threads this backend computes with.
     fn threads(&self) -> usize;
+
+    /// The device behind this backend, if it is one that keeps what a model works on in memory of its own.
+    fn device(&self) -> Option<&dyn Device> {
+        None
+    }
 
     /// Runs `f` on the backend's thread pool, so that calls inside need not enter it one by one.
     fn install(&self, f: &mut (dyn FnMut() + Send));

@@ -1,7 +1,7 @@
 //! The arithmetic of `reattention`, behind one [`Backend`] trait.
 //!
 //! A backend knows nothing of methods, models or tokens. It multiplies matrices, finds the cached keys with the
-//! largest scores, and attends over *segments* of cached keys (see [`Segment`]). Two implementations exist:
+//! largest scores, and attends over *segments* of cached keys (see [`Segment`]). Two implementations are here:
 //!
 //! * [`Reference`]: plain f32 loops, slow and easy to read. It is the oracle the others are tested against.
 //! * [`Cpu`]: SIMD paths chosen at run time, on a persistent thread pool.
@@ -16,6 +16,7 @@ mod blocks;
 mod buffer;
 mod cold;
 pub mod cpu;
+mod device;
 mod kv;
 pub mod limits;
 mod listed;
@@ -34,6 +35,10 @@ pub use blocks::BlockType;
 pub use buffer::Buffer;
 pub use cold::{ColdError, ColdFile, Extent};
 pub use cpu::Cpu;
+pub use device::{
+    CacheShape, Chosen, ChosenSegment, Device, DeviceCache, DeviceError, DeviceMatrix, DeviceQueries,
+    DeviceType, DeviceView, KvRoom, Memory, Search, Tensor, VoteRule,
+};
 pub use half::{bf16, f16};
 pub use kv::{Element, KvView, PAGE, Pages};
 pub use listed::ListedRequest;

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p reattention-model --example synth -- SHAPE TYPE OUT`
 //!
-//! SHAPE is `qwen2.5-0.5b`, or the name of a family for a tiny model of it. TYPE is `bf16` or `f32` for a Hugging Face
+//! SHAPE is `qwen2.5-0.5b`, `llama-3.1-8b`, or the name of a family for a tiny model of it. TYPE is `bf16` or `f32` for a Hugging Face
 //! folder, or `gguf:TYPE` with `q8_0`, `q4_0`, `q4_k`, `q5_k`, `q6_k`, `f16`, `bf16` or `f32` for a GGUF file.
 
 use reattention_model::Family;
@@ -29,6 +29,7 @@ fn write(args: &[String]) -> Result<(), String> {
     };
     let shape = match shape.as_str() {
         "qwen2.5-0.5b" => Shape::qwen2_5_0_5b(),
+        "llama-3.1-8b" => Shape::llama_3_1_8b(),
         family if Family::named(family).is_some() => Shape::tiny(family),
         other => return Err(format!("unknown shape `{other}`")),
     };

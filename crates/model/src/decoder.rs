@@ -1,5 +1,6 @@
 //! The decoder: one forward pass for all families.
 
+use crate::on_device::{DeviceScratch, Placed};
 use crate::weights::{LayerWeights, Weights};
 use crate::{Config, Linear};
 use reattention::methods::{Step, StepKind};
@@ -14,6 +15,7 @@ pub struct Model {
     config: Config,
     shape: ModelShape,
     weights: Weights,
+    pub(crate) placed: Placed,
 }
 
 /// For which tokens of a step logits are wanted.
@@ -47,6 +49,7 @@ pub struct Scratch {
     projected: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
+    pub(crate) device: Option<Box<DeviceScratch>>,
 }
 
 impl Scratch {
@@ -71,7 +74,7 @@ pub type Observer<'a> = &'a mut (dyn FnMut(usize, &[f32]) + Send);
 impl Model {
     /// A model of loaded weights.
     pub fn new(config: Config, weights: Weights) -> Self {
-        Self { shape: config.shape(), config, weights }
+        Self { shape: config.shape(), config, weights, placed: Placed::default() }
     }
 
     /// Its configuration.
@@ -108,7 +111,7 @@ impl Model {
         let mut logits = Ok(Vec::new());
         backend.install(&mut || {
             logits = self.make_room(step, context, scratch, backend.as_ref()).and_then(|()| {
-                self.pass(tokens, step, context, scratch, want, backend.as_ref(), observe.take())
+                self.run(tokens, step, context, scratch, want, backend.as_ref(), observe.take())
             });
         });
         if logits.is_err() {
@@ -135,8 +138,25 @@ impl Model {
         }
         let tokens = context.len()..context.len() + ids.len();
         let ephemeral = Step { tokens, kind: StepKind::Ephemeral };
-        self.pass(&ids, &ephemeral, context, scratch, &Logits::None, backend, None)?;
+        self.run(&ids, &ephemeral, context, scratch, &Logits::None, backend, None)?;
         Ok(())
+    }
+
+    /// On the device of the backend, if it has one, or on the host.
+    fn run(
+        &self,
+        tokens: &[u32],
+        step: &Step,
+        context: &mut Context,
+        scratch: &mut Scratch,
+        want: &Logits,
+        backend: &dyn Backend,
+        observe: Option<Observer>,
+    ) -> Result<Vec<f32>, MethodError> {
+        match backend.device() {
+            Some(device) => self.pass_on_device(tokens, step, context, scratch, want, device, observe),
+            None => self.pass(tokens, step, context, scratch, want, backend, observe),
+        }
     }
 
     fn pass(

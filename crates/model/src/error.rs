@@ -1,6 +1,7 @@
 //! What can be wrong with a model.
 
 use reattention::rope::RopeError;
+use reattention_kernels::DeviceError;
 use std::path::{Path, PathBuf};
 
 /// A model that cannot be read, understood or served.
@@ -15,6 +16,9 @@ pub enum ModelError {
         /// Its reason.
         source: std::io::Error,
     },
+    /// A device does not take the weights.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The path holds no model.
     #[error("{path} holds no model: {reason}", path = path.display())]
     NoModel {

@@ -64,6 +64,26 @@ impl Shape {
         }
     }
 
+    /// The shape of Llama 3.1 8B: 8,030 million parameters, 16 GB in bf16.
+    pub fn llama_3_1_8b() -> Self {
+        let scaling = serde_json::json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        });
+        Self {
+            n_layers: 32,
+            hidden: 4096,
+            intermediate: 14_336,
+            n_heads: 32,
+            n_kv_heads: 8,
+            head_dim: 128,
+            vocab_size: 128_256,
+            window: 131_072,
+            theta: 5e5,
+            ..Self::tiny("llama").with("rope_scaling", scaling)
+        }
+    }
+
     /// A model of a few thousand parameters of this family.
     pub fn tiny(family: &str) -> Self {
         Self {

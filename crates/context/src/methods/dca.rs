@@ -108,6 +108,10 @@ impl Method for Dca {
         true
     }
 
+    fn suits_device(&self) -> bool {
+        true
+    }
+
     fn largest_step(&self) -> usize {
         self.chunk
     }

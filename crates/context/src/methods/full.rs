@@ -115,6 +115,10 @@ impl Method for Full {
         !self.reference
     }
 
+    fn suits_device(&self) -> bool {
+        true
+    }
+
     fn largest_step(&self) -> usize {
         self.chunk
     }

@@ -94,6 +94,10 @@ impl Method for LmInfinite {
         true
     }
 
+    fn suits_device(&self) -> bool {
+        true
+    }
+
     fn largest_step(&self) -> usize {
         self.kept.chunk
     }

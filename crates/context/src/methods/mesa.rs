@@ -8,7 +8,7 @@
 //! the middle chunks is chosen so that the last chunk is neither too short nor much too long.
 
 use super::parts::{
-    CHUNK, OWN, at_least_one, chunk, log_scaled, log_scaled_bytes, refuse_sliding_window, segment, too_far,
+    CHUNK, OWN, at_least_one, chunk, log_scaled_bytes, log_scales, refuse_sliding_window, segment, too_far,
 };
 use super::{LayerCall, Method, Step, StepKind, View, chunks};
 use crate::ModelShape;
@@ -291,17 +291,17 @@ impl Method for Mesa {
                 segment(0..global, Band::CAUSAL, OWN, slot, &rope),
                 segment(at..end, Band::CAUSAL, slot, slot, &rope),
             ];
-            let queries = log_scaled(&call.q, self.train_length, global + start - at);
-            return Ok(View { queries, ..View::new(vec![segments]) });
+            let scales = log_scales(call.q.q_len, self.train_length, global + start - at);
+            return Ok(View { scales, ..View::new(vec![segments]) });
         }
         // All steps of a part share the border that it has as a whole.
         let seen = part.map_or(end, |p| p.tokens.end);
         let border = self.border(seen);
         let rope = call.ropes.for_distances(self.largest(seen) + 1, seen)?;
         let stairs = Position::Stair { border, width: self.stair };
-        let queries = log_scaled(&call.q, self.train_length, start);
+        let scales = log_scales(call.q.q_len, self.train_length, start);
         let segments = vec![segment(0..end, Band::CAUSAL, stairs, stairs, &rope)];
-        Ok(View { queries, ..View::new(vec![segments]) })
+        Ok(View { scales, ..View::new(vec![segments]) })
     }
 
     fn truncate(&mut self, n: usize) {
@@ -315,6 +315,10 @@ impl Method for Mesa {
     }
 
     fn is_view_stateless(&self) -> bool {
+        true
+    }
+
+    fn suits_device(&self) -> bool {
         true
     }
 
@@ -453,7 +457,7 @@ mod tests {
                 .flat_map(|s| (0..s.keys.len()).map(|r| s.key_position.at(s.keys.token(r), r)))
                 .collect();
             assert_eq!(positions, (0..want.len() as i64).collect::<Vec<_>>());
-            assert_eq!(view.queries, None, "a chunk lies within train_length");
+            assert_eq!(view.scales, None, "a chunk lies within train_length");
         }
     }
 

@@ -32,7 +32,7 @@ pub use string::StringPositions;
 use crate::ModelShape;
 use crate::rope::Ropes;
 use crate::settings::{MethodError, MethodSpec, Settings};
-use reattention_kernels::{Backend, KvView, Queries, Segment};
+use reattention_kernels::{Backend, KvView, Queries, Search, Segment};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -95,8 +95,10 @@ pub struct View {
     pub segments: Vec<Vec<Segment>>,
     /// How the keys were chosen, one entry per list of segments; empty when nothing was chosen.
     pub selections: Vec<Selection>,
-    /// What to attend with instead of the raw queries, `[q_len, n_heads, head_dim]`: scaled or turned ones.
+    /// What to attend with instead of the raw queries, `[q_len, n_heads, head_dim]`: turned ones.
     pub queries: Option<Vec<f32>>,
+    /// What the queries of each token are multiplied with, `[q_len]`.
+    pub scales: Option<Vec<f32>>,
     /// The segments of each list whose keys' attention [`Method::watch`] is told; none costs nothing.
     pub watched: Range<usize>,
     /// Blocks of tokens that were put away before the view was made, for traces.
@@ -112,11 +114,23 @@ impl View {
             segments,
             selections: Vec::new(),
             queries: None,
+            scales: None,
             watched: 0..0,
             archived: Vec::new(),
             cooled: Vec::new(),
         }
     }
+}
+
+/// A search that a device carries out before a layer attends, and what becomes of the tokens it finds.
+#[derive(Clone, Debug)]
+pub struct Awaited {
+    /// The search.
+    pub search: Search,
+    /// The segment of the view's only list whose keys are the tokens found; the view has it without keys.
+    pub index: usize,
+    /// Whether the keys of the segments behind it and all queries stand as many positions further as tokens were found.
+    pub moves: bool,
 }
 
 /// What one layer has cached, with what is known of it when an ephemeral step asks what should stay.
@@ -194,6 +208,25 @@ pub trait Method: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When the view would be larger than the model can attend to.
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError>;
+
+    /// Whether a device that keeps queries, keys and values can serve it: [`Method::device_view`] then looks at none of
+    /// them, and [`Method::learn`] and [`Method::watch`] are not needed.
+    fn suits_device(&self) -> bool {
+        false
+    }
+
+    /// Told that a device keeps queries, keys and values from now on, before the first step: what it would have used by
+    /// default to search on the host gives way to what the device has.
+    fn settle_on_device(&mut self) {}
+
+    /// As [`Method::view`], for a device: what depends on queries and keys is a search that it carries out. The call has
+    /// no elements of queries and keys.
+    ///
+    /// # Errors
+    /// As [`Method::view`].
+    fn device_view(&mut self, call: &mut LayerCall) -> Result<(View, Option<Awaited>), MethodError> {
+        Ok((self.view(call)?, None))
+    }
 
     /// Told after attention what the keys of the view's watched segments got: one list a query head, a number for each key in
     /// the order of the segments, added up over the step's queries.
@@ -335,6 +368,14 @@ pub fn build(name: &str, settings: &Settings, shape: &ModelShape) -> Result<Box<
             known: specs().map(|s| s.name).collect::<Vec<_>>().join(", "),
         }),
     }
+}
+
+/// The method as it works on `backend`: settled on its device, if that is one that suits it.
+pub fn settled(mut method: Box<dyn Method>, backend: &dyn Backend) -> Box<dyn Method> {
+    if backend.device().is_some() && method.suits_device() {
+        method.settle_on_device();
+    }
+    method
 }
 
 /// `tokens` in pieces of at most `chunk`, all of one kind.

@@ -3,7 +3,7 @@
 use super::{LayerCall, View};
 use crate::ModelShape;
 use crate::settings::{MethodError, MethodSpec, ParamSpec, Reader};
-use reattention_kernels::{Band, KeySet, Position, Queries, RopeTable, Segment};
+use reattention_kernels::{Band, KeySet, Position, RopeTable, Segment};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -75,21 +75,14 @@ pub(super) fn segment(
     }
 }
 
-/// The queries times `max(1, ln(index + 1) / ln(base))`, where the step's first query has index `first`; `None` where that
-/// changes nothing. Attention over many keys is then as sharp as over `base` of them.
-pub(super) fn log_scaled(q: &Queries, base: usize, first: usize) -> Option<Vec<f32>> {
-    if first + q.q_len <= base {
-        return None;
-    }
-    let mut scaled = q.data.to_vec();
-    for (row, query) in scaled.chunks_exact_mut(q.n_heads * q.head_dim).enumerate() {
-        let factor = (((first + row + 1) as f64).ln() / (base as f64).ln()).max(1.0) as f32;
-        query.iter_mut().for_each(|x| *x *= factor);
-    }
-    Some(scaled)
+/// `max(1, ln(index + 1) / ln(base))` for each of the step's queries, the first of which has index `first`; `None` where
+/// that changes nothing. Attention over many keys is then as sharp as over `base` of them.
+pub(super) fn log_scales(q_len: usize, base: usize, first: usize) -> Option<Vec<f32>> {
+    let factor = |index: usize| (((index + 1) as f64).ln() / (base as f64).ln()).max(1.0) as f32;
+    (first + q_len > base).then(|| (first..first + q_len).map(factor).collect())
 }
 
-/// Bytes of the queries that [`log_scaled`] makes for a step of `q_len` tokens.
+/// Bytes of the queries of a step of `q_len` tokens, scaled by [`log_scales`].
 pub(super) fn log_scaled_bytes(shape: &ModelShape, q_len: usize) -> usize {
     4usize.saturating_mul(shape.n_heads * shape.head_dim).saturating_mul(q_len)
 }
@@ -161,6 +154,7 @@ impl SinksAndWindow {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use reattention_kernels::Queries;
 
     /// What the last of `n` queries is told of the distances of keys 0, 1, ... by a list of segments. Each key must be seen
     /// once.
@@ -217,12 +211,10 @@ pub(super) mod tests {
 
     #[test]
     fn queries_beyond_the_base_are_scaled_by_the_logarithm() {
-        let data = [1.0f32; 6];
-        let q = Queries { data: &data, n_heads: 1, q_len: 3, head_dim: 2, first: 0 };
-        assert_eq!(log_scaled(&q, 8, 5), None);
+        assert_eq!(log_scales(3, 8, 5), None);
         // Indices 6, 7 and 8 of base 8: ln 9 / ln 8 for the last one alone.
-        let scaled = log_scaled(&q, 8, 6).unwrap();
-        assert_eq!(scaled[..4], [1.0; 4]);
-        assert!((scaled[4] - 1.056_641_7).abs() < 1e-6, "{scaled:?}");
+        let scales = log_scales(3, 8, 6).unwrap();
+        assert_eq!(scales[..2], [1.0; 2]);
+        assert!((scales[2] - 1.056_641_7).abs() < 1e-6, "{scales:?}");
     }
 }

@@ -5,7 +5,7 @@
 //! end. (c) Everything is kept. (d) The prompt is fed in chunks of any size.
 
 use super::parts::{
-    CHUNK, OWN, at_least_one, chunk, log_scaled, log_scaled_bytes, refuse_sliding_window, segment, too_far,
+    CHUNK, OWN, at_least_one, chunk, log_scaled_bytes, log_scales, refuse_sliding_window, segment, too_far,
 };
 use super::{LayerCall, Method, Step, View, question_apart};
 use crate::ModelShape;
@@ -134,8 +134,8 @@ impl Method for SelfExtend {
             let moved = grouped(self.moved(self.group));
             segments.push(segment(0..end - self.local, far, grouped(0), moved, &rope));
         }
-        let queries = self.log_scale.and_then(|base| log_scaled(&call.q, base, start));
-        Ok(View { queries, ..View::new(vec![segments]) })
+        let scales = self.log_scale.and_then(|base| log_scales(call.q.q_len, base, start));
+        Ok(View { scales, ..View::new(vec![segments]) })
     }
 
     fn expect(&mut self, tokens: Range<usize>, _question: Option<usize>) {
@@ -147,6 +147,10 @@ impl Method for SelfExtend {
     }
 
     fn is_view_stateless(&self) -> bool {
+        true
+    }
+
+    fn suits_device(&self) -> bool {
         true
     }
 
@@ -204,7 +208,7 @@ mod tests {
     #[test]
     fn queries_are_scaled_only_where_asked_for() {
         let scaled = |pairs: &[&str], tokens: Range<usize>| {
-            view_of(&mut method(pairs).unwrap(), tokens, StepKind::Prefill).unwrap().queries
+            view_of(&mut method(pairs).unwrap(), tokens, StepKind::Prefill).unwrap().scales
         };
         assert_eq!(scaled(&[], 600..601), None);
         assert_eq!(scaled(&["log_scale=512"], 500..512), None);

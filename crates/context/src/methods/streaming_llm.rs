@@ -94,6 +94,10 @@ impl Method for StreamingLlm {
         true
     }
 
+    fn suits_device(&self) -> bool {
+        true
+    }
+
     fn largest_step(&self) -> usize {
         self.kept.chunk
     }

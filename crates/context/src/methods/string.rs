@@ -164,6 +164,10 @@ impl Method for StringPositions {
         true
     }
 
+    fn suits_device(&self) -> bool {
+        true
+    }
+
     fn largest_step(&self) -> usize {
         self.chunk
     }

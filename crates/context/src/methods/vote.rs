@@ -1,7 +1,7 @@
 //! From the best keys of many queries and heads to spans of tokens: vote, clip, expand.
 
 use super::Selection;
-use reattention_kernels::{ListedRequest, TopK};
+use reattention_kernels::{ListedRequest, TopK, VoteRule};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,7 +15,8 @@ pub(super) enum SpanRule {
 }
 
 impl SpanRule {
-    fn offsets(self) -> Range<i64> {
+    /// From the first token covered, counted from the centre, to the one behind the last.
+    pub(super) fn offsets(self) -> Range<i64> {
         match self {
             Self::Centred(span) => {
                 let before = span as i64 / 2;
@@ -29,18 +30,6 @@ impl SpanRule {
     }
 }
 
-/// What a vote of a query and head weighs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum VoteRule {
-    /// One, as published: a head that hardly prefers its keys decides as much as one that knows.
-    Count,
-    /// By how much the key's logit exceeds that of the last of the query and head's best keys.
-    Margin,
-    /// The key's share of a softmax over the query and head's best keys, so that each query and head has one vote to give
-    /// (a softened vote by head; TokenSelect, arXiv 2411.02886, takes the softmax over all keys).
-    Softmax,
-}
-
 /// A token voted for, and what the vote weighs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Vote {
@@ -48,33 +37,31 @@ pub(super) struct Vote {
     pub(super) weight: f32,
 }
 
-impl VoteRule {
-    /// The votes of query `token` and head `head`; `scale` turns scores into logits.
-    pub(super) fn votes(
-        self,
-        best: &TopK,
-        token: usize,
-        head: usize,
-        scale: f32,
-    ) -> impl Iterator<Item = Vote> {
-        let start = (token * best.n_heads + head) * best.k;
-        let (tokens, scores) = (&best.indices[start..][..best.k], &best.scores[start..][..best.k]);
-        let found = tokens.iter().position(|&t| t == ListedRequest::NONE).unwrap_or(best.k);
-        let (tokens, scores) = (&tokens[..found], &scores[..found]);
-        let (first, last) = (scores.first().copied().unwrap_or(0.0), scores.last().copied().unwrap_or(0.0));
-        let total: f32 = match self {
-            Self::Softmax => scores.iter().map(|s| ((s - first) * scale).exp()).sum(),
-            Self::Count | Self::Margin => 1.0,
+/// The votes of query `token` and head `head`; `scale` turns scores into logits.
+pub(super) fn votes(
+    rule: VoteRule,
+    best: &TopK,
+    token: usize,
+    head: usize,
+    scale: f32,
+) -> impl Iterator<Item = Vote> {
+    let start = (token * best.n_heads + head) * best.k;
+    let (tokens, scores) = (&best.indices[start..][..best.k], &best.scores[start..][..best.k]);
+    let found = tokens.iter().position(|&t| t == ListedRequest::NONE).unwrap_or(best.k);
+    let (tokens, scores) = (&tokens[..found], &scores[..found]);
+    let (first, last) = (scores.first().copied().unwrap_or(0.0), scores.last().copied().unwrap_or(0.0));
+    let total: f32 = match rule {
+        VoteRule::Softmax => scores.iter().map(|s| ((s - first) * scale).exp()).sum(),
+        VoteRule::Count | VoteRule::Margin => 1.0,
+    };
+    tokens.iter().zip(scores).map(move |(&token, score)| {
+        let weight = match rule {
+            VoteRule::Count => 1.0,
+            VoteRule::Margin => (score - last) * scale,
+            VoteRule::Softmax => ((score - first) * scale).exp() / total,
         };
-        tokens.iter().zip(scores).map(move |(&token, score)| {
-            let weight = match self {
-                Self::Count => 1.0,
-                Self::Margin => (score - last) * scale,
-                Self::Softmax => ((score - first) * scale).exp() / total,
-            };
-            Vote { token, weight }
-        })
-    }
+        Vote { token, weight }
+    })
 }
 
 /// Adds up the votes of each token; the `clip` tokens with the heaviest votes stay (ties to the lower token), and each becomes
@@ -162,14 +149,14 @@ mod tests {
             scores: rows.iter().flatten().map(|r| r.1).collect(),
         };
         let centre = |rule: VoteRule| {
-            let votes = (0..4).flat_map(|head| rule.votes(&best, 0, head, 1.0)).collect();
-            select(votes, Some(1), SpanRule::Centred(1), 0..10).centres[0]
+            let cast = (0..4).flat_map(|head| votes(rule, &best, 0, head, 1.0)).collect();
+            select(cast, Some(1), SpanRule::Centred(1), 0..10).centres[0]
         };
         assert_eq!(centre(VoteRule::Count), 1);
         assert_eq!(centre(VoteRule::Margin), 9);
         // The three give a third each to token 1, together just more than the one vote of the sure head.
         let weight =
-            |head| VoteRule::Softmax.votes(&best, 0, head, 1.0).map(|v| v.weight).collect::<Vec<_>>();
+            |head| votes(VoteRule::Softmax, &best, 0, head, 1.0).map(|v| v.weight).collect::<Vec<_>>();
         assert!(
             (weight(0).iter().sum::<f32>() - 1.0).abs() < 1e-6 && weight(0)[0] < 0.34 && weight(3)[0] > 0.99
         );
@@ -193,8 +180,8 @@ mod tests {
             ],
         };
         for (rule, weight) in [(VoteRule::Count, 1.0), (VoteRule::Margin, 0.0), (VoteRule::Softmax, 1.0)] {
-            assert_eq!(rule.votes(&best, 0, 0, 0.5).collect::<Vec<_>>(), [Vote { token: 7, weight }]);
-            assert_eq!(rule.votes(&best, 0, 1, 0.5).count(), 0);
+            assert_eq!(votes(rule, &best, 0, 0, 0.5).collect::<Vec<_>>(), [Vote { token: 7, weight }]);
+            assert_eq!(votes(rule, &best, 0, 1, 0.5).count(), 0);
         }
     }
 }

@@ -65,7 +65,7 @@ pub(crate) struct Reach {
 impl Reach {
     /// Whether a step scores all of `keys` keys. Questions and answers have few queries and look into many groups, which
     /// pays only on longer contexts.
-    fn is_exact(&self, kind: StepKind, keys: usize) -> bool {
+    pub(crate) fn is_exact(&self, kind: StepKind, keys: usize) -> bool {
         match kind {
             StepKind::Prefill => keys <= self.exact_below,
             StepKind::Question | StepKind::Decode | StepKind::Ephemeral => {
@@ -75,7 +75,7 @@ impl Reach {
     }
 
     /// Groups a query of a step looks into.
-    fn probes(&self, kind: StepKind) -> usize {
+    pub(crate) fn probes(&self, kind: StepKind) -> usize {
         match kind {
             StepKind::Prefill => self.prefill_probes,
             StepKind::Question | StepKind::Decode | StepKind::Ephemeral => self.probes,

@@ -92,6 +92,20 @@ pub struct WeightPlan {
     pub bytes_by_type: BTreeMap<String, u64>,
 }
 
+impl WeightPlan {
+    /// Bytes that a device takes for them: dense matrices as they are, blocks of few bits as bfloat16.
+    pub fn device_bytes(&self) -> u64 {
+        let width = |name: &str| match name {
+            "f32" => Some(4),
+            "f16" | "bf16" => Some(2),
+            _ => None,
+        };
+        let dense = self.bytes_by_type.iter().filter_map(|(name, bytes)| Some((bytes, width(name)?)));
+        let (bytes, elements) = dense.fold((0, 0), |(b, e), (bytes, width)| (b + bytes, e + bytes / width));
+        bytes + 2 * self.params.saturating_sub(elements)
+    }
+}
+
 /// Element type of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Element {

@@ -11,14 +11,16 @@ mod tests;
 
 pub(super) use spec::SPEC;
 
-use super::vote::{SpanRule, VoteRule, select};
-use super::{Appended, LayerCall, Method, Selection, Step, StepKind, View, chunks, question_apart};
+use super::vote::{SpanRule, select, votes};
+use super::{Appended, Awaited, LayerCall, Method, Selection, Step, StepKind, View, chunks, question_apart};
 use crate::ModelShape;
 use crate::select::{
     Boxes, ClusterSettings, Clusters, Exact, Halving, LowBit, LowBitSettings, Reach, Reuse, Selector,
 };
 use crate::settings::{MethodError, MethodSpec, Reader, Settings};
-use reattention_kernels::{Band, HeadPairing, KeySet, Position, Queries, Segment, TopKRequest, TopKRule};
+use reattention_kernels::{
+    Band, HeadPairing, KeySet, Position, Queries, Search, Segment, TopKRequest, TopKRule, VoteRule,
+};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -30,6 +32,9 @@ const MOST_CANDIDATES: usize = 1024;
 
 /// Groups that `probes` and `prefill_probes` may ask for at most.
 const MOST_PROBES: usize = 16_384;
+
+/// Best keys of a query and head that a device finds at most.
+const DEVICE_TOP_K: usize = 64;
 
 /// The values of `vote`.
 const VOTE_RULES: &[(&str, VoteRule)] =
@@ -65,6 +70,8 @@ pub struct ReAttention {
     voters: usize,
     vote: VoteRule,
     selector: Box<dyn Selector>,
+    /// Whether the settings name the selector.
+    selector_is_set: bool,
     clusters: ClusterSettings,
     low_bit: LowBitSettings,
     /// The least cosine at which a search is reused.
@@ -159,6 +166,7 @@ impl ReAttention {
                 false => VoteRule::Margin,
             },
             selector: chosen,
+            selector_is_set: read.has("selector"),
             clusters,
             low_bit,
             reuse,
@@ -282,44 +290,61 @@ impl ReAttention {
         }
     }
 
+    /// The tokens of a step that vote on `keys` keys: the first, and the stride from one to the next.
+    fn voters(&self, step: &Step, keys: usize) -> (usize, usize) {
+        let is_long = keys > self.clusters.reach.exact_below;
+        if step.kind == StepKind::Prefill && is_long && self.voters > 1 {
+            // The last chunk may be shorter than the stride, and still needs a voter.
+            return ((self.voters / 2).min(step.tokens.len().saturating_sub(1)), self.voters);
+        }
+        (0, 1)
+    }
+
+    /// Which tokens a span covers.
+    fn spans(&self) -> SpanRule {
+        if self.published() { SpanRule::Published(self.span) } else { SpanRule::Centred(self.span) }
+    }
+
+    /// Whether a step that sees more than `global + local` tokens chooses among them.
+    fn searches(&self, step: &Step) -> bool {
+        self.top_k > 0 && (self.prefill_selects || step.kind != StepKind::Prefill)
+    }
+
     /// One selection for the layer, or one a KV head.
     fn selections(&mut self, call: &LayerCall, middle: Range<usize>) -> Vec<Selection> {
         let request = self.request(call.step, middle.clone());
         let data: Vec<f32>;
         let mut voters = call.q;
-        let is_long = request.keys.len() > self.clusters.reach.exact_below;
-        if call.step.kind == StepKind::Prefill && is_long && self.voters > 1 {
+        let (first, stride) = self.voters(call.step, request.keys.len());
+        if stride > 1 {
             let row = call.q.n_heads * call.q.head_dim;
-            // The last chunk may be shorter than the stride, and still needs a voter.
-            let first = (self.voters / 2).min(call.q.q_len.saturating_sub(1));
-            let tokens = call.q.data.chunks_exact(row).skip(first).step_by(self.voters);
+            let tokens = call.q.data.chunks_exact(row).skip(first).step_by(stride);
             data = tokens.flatten().copied().collect();
             voters = Queries { data: &data, q_len: data.len() / row, ..call.q };
         }
         let best = self.selector.top_k(call, &voters, &request);
-        let span =
-            if self.published() { SpanRule::Published(self.span) } else { SpanRule::Centred(self.span) };
         let scale = 1.0 / (call.q.head_dim as f32).sqrt();
         let lists = if self.per_kv_head { call.kv.n_kv_heads } else { 1 };
         let heads = call.q.n_heads / lists;
         let votes_of = |list: usize| {
             let rows =
                 (0..best.q_len).flat_map(|token| (list * heads..(list + 1) * heads).map(move |h| (token, h)));
-            rows.flat_map(|(token, head)| self.vote.votes(&best, token, head, scale)).collect()
+            rows.flat_map(|(token, head)| votes(self.vote, &best, token, head, scale)).collect()
         };
-        (0..lists).map(|list| select(votes_of(list), self.clip, span, middle.clone())).collect()
+        (0..lists).map(|list| select(votes_of(list), self.clip, self.spans(), middle.clone())).collect()
     }
 
-    /// `[global | selected | local]` at contiguous (or original) positions.
+    /// `[global | selected | local]` at contiguous (or original) positions, for at most `most_selected` selected tokens.
     fn segments(
         &self,
         call: &mut LayerCall,
         selected: Arc<[u32]>,
+        most_selected: usize,
         local: usize,
     ) -> Result<Vec<Segment>, MethodError> {
         let Range { start, end } = call.step.tokens;
         let (q_len, n_selected) = (end - start, selected.len());
-        let size = self.global + n_selected + local;
+        let size = self.global + most_selected + local;
         if self.contiguous && size > self.window && !self.published() {
             return Err(MethodError::Contradiction {
                 method: SPEC.name,
@@ -332,7 +357,8 @@ impl ReAttention {
         }
         let rope = call.ropes.for_positions(if self.contiguous { size } else { call.ropes.reading(end) })?;
         let own = Position::Index { offset: 0 };
-        let queries = if self.contiguous { Position::Rank { offset: (size - q_len) as i64 } } else { own };
+        let first = self.global + n_selected + local - q_len;
+        let queries = if self.contiguous { Position::Rank { offset: first as i64 } } else { own };
         let segment = |keys: KeySet, before: usize| Segment {
             keys,
             band: Band::CAUSAL,
@@ -471,7 +497,7 @@ impl Method for ReAttention {
             return self.everything(call);
         }
         let local = self.local_of(end);
-        let searched = self.top_k > 0 && (self.prefill_selects || call.step.kind != StepKind::Prefill);
+        let searched = self.searches(call.step);
         let selections = if searched {
             self.selections(call, self.global..end - local)
         } else {
@@ -479,7 +505,7 @@ impl Method for ReAttention {
         };
         let segments = selections
             .iter()
-            .map(|s| self.segments(call, Arc::clone(&s.tokens), local))
+            .map(|s| self.segments(call, Arc::clone(&s.tokens), s.tokens.len(), local))
             .collect::<Result<_, _>>()?;
         let selections = if searched { selections } else { Vec::new() };
         Ok(View { selections, ..View::new(segments) })
@@ -487,6 +513,41 @@ impl Method for ReAttention {
 
     fn is_view_stateless(&self) -> bool {
         self.reuse.is_none()
+    }
+
+    fn suits_device(&self) -> bool {
+        let is_plain = !self.published() && !self.per_kv_head && self.reuse.is_none();
+        let is_there = matches!(self.selector.name(), "exact" | "boxes") || !self.selector_is_set;
+        is_plain && is_there && self.clip.is_some() && self.top_k <= DEVICE_TOP_K
+    }
+
+    fn settle_on_device(&mut self) {
+        // A search of the device reads every key, or boxes that it keeps itself.
+        if self.selector.name() != "boxes" {
+            self.selector = Box::new(Exact);
+        }
+    }
+
+    fn device_view(&mut self, call: &mut LayerCall) -> Result<(View, Option<Awaited>), MethodError> {
+        let end = call.step.tokens.end;
+        let Some(clip) = self.clip.filter(|_| end > self.global + self.local && self.searches(call.step))
+        else {
+            return Ok((self.view(call)?, None));
+        };
+        let local = self.local_of(end);
+        let request = self.request(call.step, self.global..end - local);
+        let (first_voter, voter_stride) = self.voters(call.step, request.keys.len());
+        let most = clip.saturating_mul(self.span).min(request.keys.len());
+        let segments = self.segments(call, Arc::from([]), most, local)?;
+        let scale = 1.0 / (call.q.head_dim as f32).sqrt();
+        let offsets = self.spans().offsets();
+        let reach = self.clusters.reach;
+        let kind = call.step.kind;
+        let is_near = self.selector.name() == "boxes" && !reach.is_exact(kind, request.keys.len());
+        let boxes = is_near.then(|| reach.probes(kind));
+        let vote = self.vote;
+        let search = Search { request, boxes, first_voter, voter_stride, vote, scale, clip, offsets };
+        Ok((View::new(vec![segments]), Some(Awaited { search, index: 1, moves: self.contiguous })))
     }
 
     fn largest_step(&self) -> usize {
