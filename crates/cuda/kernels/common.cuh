@@ -13,6 +13,10 @@ typedef unsigned long long u64;
 #define NONE 0xffffffffu
 #define WARP 32
 #define PAGE 1024
+// Within a kernel: the dynamic shared memory of its block, as an array of bytes.
+#ifndef EMULATED
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
 #define MINUS_INFINITY __int_as_float(0xff800000)
 
 // ---- elements ----
