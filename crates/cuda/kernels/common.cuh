@@ -163,10 +163,23 @@ __device__ __forceinline__ void split(float x, u16 part[3]) {
 }
 #endif
 
+#if PARTS == 1
+// Two floats as `pack` holds two elements.
+#if ELEMENT == 0 && !defined(EMULATED)
+__device__ __forceinline__ u32 pack_floats(float low, float high) {
+    u32 y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+#else
+__device__ __forceinline__ u32 pack_floats(float low, float high) { return pack(from_float(low), from_float(high)); }
+#endif
+#endif
+
 // One register of a fragment from two floats.
 __device__ __forceinline__ void fill(u32 *of_part_0, int stride, float low, float high) {
 #if PARTS == 1
-    of_part_0[0] = pack(from_float(low), from_float(high));
+    of_part_0[0] = pack_floats(low, high);
 #else
     u16 l[3], h[3];
     split(low, l);

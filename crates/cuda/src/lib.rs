@@ -4,5 +4,8 @@
 //! text in `kernels/`, one family a file, compiled for the device that is found and kept on disk.
 #![deny(missing_docs)]
 
+pub mod attend;
 pub mod driver;
 pub mod paged;
+pub mod rope;
+pub mod segments;

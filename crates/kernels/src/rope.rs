@@ -57,6 +57,15 @@ impl RopeTable {
         }
     }
 
+    /// Positions that the fine table covers, and from one row of the coarse table to the next.
+    pub const FINE: usize = FINE;
+
+    /// The tables: `[FINE, 2, head_dim / 2]` cosines, then sines, of the first positions, without the multiplier; and `[n, 2,
+    /// head_dim / 2]` of the positions `0, FINE, 2 FINE, ...`, times the multiplier.
+    pub fn tables(&self) -> (&[f32], &[f32]) {
+        (&self.fine, &self.coarse)
+    }
+
     /// Writes cosine and sine of `position`, times the multiplier, to `cos` and `sin`, each `[head_dim / 2]`.
     pub fn cos_sin(&self, position: i64, cos: &mut [f32], sin: &mut [f32]) {
         let pairs = self.inv_freq.len();

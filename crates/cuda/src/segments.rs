@@ -1,0 +1,272 @@
+//! Segments of cached keys as kernels see them.
+
+use crate::driver::{Address, Block, CudaError, Driver};
+use crate::rope::{DeviceRope, RopeEntry, Ropes};
+use bytemuck::{Pod, Zeroable};
+use reattention_kernels::{Band, KeySet, Position, Segment};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The text of both families that work on segments starts with it.
+macro_rules! with_segments {
+    ($file:literal) => {
+        concat!(include_str!("../kernels/segments.cuh"), include_str!(concat!("../kernels/", $file)))
+    };
+}
+pub(crate) use with_segments;
+
+/// Which cached keys a segment holds, ascending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKeys {
+    /// Consecutive tokens.
+    Range {
+        /// The first.
+        first: usize,
+        /// How many.
+        len: usize,
+    },
+    /// Any tokens, ascending and distinct.
+    List {
+        /// `[len]` u32.
+        tokens: Address,
+        /// How many.
+        len: usize,
+    },
+    /// Any tokens, ascending and distinct; only the device knows how many.
+    Counted {
+        /// `[capacity]` u32, of which the first `count` matter.
+        tokens: Address,
+        /// One u32.
+        count: Address,
+        /// The most there can be.
+        capacity: usize,
+    },
+}
+
+impl DeviceKeys {
+    /// Keys at most.
+    pub fn capacity(self) -> usize {
+        match self {
+            Self::Range { len, .. } | Self::List { len, .. } => len,
+            Self::Counted { capacity, .. } => capacity,
+        }
+    }
+}
+
+/// A [`Segment`] on the device, with what only the device may know: how many keys there are, and how far others shift it.
+#[derive(Clone, Debug)]
+pub struct DeviceSegment {
+    /// The keys.
+    pub keys: DeviceKeys,
+    /// Which of them a query sees.
+    pub band: Band,
+    /// Where the keys stand.
+    pub key_position: Position,
+    /// Where the queries stand towards this segment.
+    pub query_position: Position,
+    /// Frequencies the keys are rotated with.
+    pub key_rope: Arc<DeviceRope>,
+    /// Frequencies the queries are rotated with.
+    pub query_rope: Arc<DeviceRope>,
+    /// A u32 that is added to the position of every key.
+    pub key_shift: Option<Address>,
+    /// A u32 that is added to the position of every query.
+    pub query_shift: Option<Address>,
+    /// The list, where nobody else keeps it.
+    pub kept: Option<Arc<Block>>,
+}
+
+impl DeviceSegment {
+    /// A copy of `segment`.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    pub fn new(driver: &Arc<dyn Driver>, ropes: &Ropes, segment: &Segment) -> Result<Self, CudaError> {
+        let (keys, kept) = match &segment.keys {
+            KeySet::Range(Range { start, end }) => {
+                (DeviceKeys::Range { first: *start, len: end.saturating_sub(*start) }, None)
+            }
+            KeySet::Gathered(tokens) => {
+                let block = Block::of(driver, tokens)?;
+                (DeviceKeys::List { tokens: block.at(), len: tokens.len() }, Some(Arc::new(block)))
+            }
+        };
+        Ok(Self {
+            keys,
+            band: segment.band,
+            key_position: segment.key_position,
+            query_position: segment.query_position,
+            key_rope: ropes.get(&segment.key_rope)?,
+            query_rope: ropes.get(&segment.query_rope)?,
+            key_shift: None,
+            query_shift: None,
+            kept,
+        })
+    }
+
+    /// Copies of all segments of all lists.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    pub fn of_views(
+        driver: &Arc<dyn Driver>,
+        ropes: &Ropes,
+        views: &[Vec<Segment>],
+    ) -> Result<Vec<Vec<Self>>, CudaError> {
+        views.iter().map(|list| list.iter().map(|s| Self::new(driver, ropes, s)).collect()).collect()
+    }
+
+    fn entry(&self) -> SegmentEntry {
+        let (tokens, count, first) = match self.keys {
+            DeviceKeys::Range { first, .. } => (0, 0, first),
+            DeviceKeys::List { tokens, .. } => (tokens, 0, 0),
+            DeviceKeys::Counted { tokens, count, .. } => (tokens, count, 0),
+        };
+        SegmentEntry {
+            tokens,
+            count,
+            key_shift: self.key_shift.unwrap_or(0),
+            query_shift: self.query_shift.unwrap_or(0),
+            first: first as i64,
+            // A list of no tokens has no address, and a range of none is the same.
+            len: if tokens == 0 && !matches!(self.keys, DeviceKeys::Range { .. }) {
+                0
+            } else {
+                clamped(self.keys.capacity())
+            },
+            band_min: clamped(self.band.min),
+            band_max: clamped(self.band.max),
+            band_unit: clamped(self.band.unit.max(1)),
+            key_position: MapEntry::of(self.key_position),
+            query_position: MapEntry::of(self.query_position),
+            key_rope: self.key_rope.entry(),
+            query_rope: self.query_rope.entry(),
+        }
+    }
+}
+
+/// All lists of one call, in device memory.
+#[derive(Debug)]
+pub(crate) struct Table {
+    block: Block,
+    segments: usize,
+    /// Lists: one for all KV heads, or one a KV head.
+    pub(crate) lists: usize,
+    /// Segments of the longest list.
+    pub(crate) longest: usize,
+}
+
+impl Table {
+    /// # Panics
+    /// Unless there is one list, or one a KV head, and every table is for rows of `head_dim`.
+    pub(crate) fn new(
+        driver: &Arc<dyn Driver>,
+        views: &[Vec<DeviceSegment>],
+        n_kv_heads: usize,
+        head_dim: usize,
+    ) -> Result<Self, CudaError> {
+        assert!(
+            views.len() == 1 || views.len() == n_kv_heads,
+            "{} lists of segments for {n_kv_heads} KV heads",
+            views.len()
+        );
+        for rope in views.iter().flatten().flat_map(|s| [&s.key_rope, &s.query_rope]) {
+            assert_eq!(2 * rope.pairs(), head_dim, "frequencies and head_dim");
+        }
+        let entries: Vec<SegmentEntry> = views.iter().flatten().map(DeviceSegment::entry).collect();
+        let mut starts = vec![0i32];
+        for list in views {
+            starts.push(starts[starts.len() - 1] + list.len() as i32);
+        }
+        // One copy to the device takes less than two.
+        let mut bytes: Vec<u8> = bytemuck::cast_slice(&entries).to_vec();
+        bytes.extend_from_slice(bytemuck::cast_slice(&starts));
+        let longest = views.iter().map(Vec::len).max().unwrap_or(0);
+        Ok(Self { block: Block::of(driver, &bytes)?, segments: entries.len(), lists: views.len(), longest })
+    }
+
+    /// `const Segment *` of the kernels.
+    pub(crate) fn entries(&self) -> Address {
+        self.block.at()
+    }
+
+    /// `[lists + 1]` int: which segments belong to a list.
+    pub(crate) fn starts(&self) -> Address {
+        self.block.at() + (self.segments * size_of::<SegmentEntry>()) as Address
+    }
+}
+
+/// `Segment` of kernels/segments.cuh.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct SegmentEntry {
+    /// The list, or null for consecutive tokens.
+    tokens: Address,
+    /// Where the device keeps the number of keys, or null where `len` is it.
+    count: Address,
+    key_shift: Address,
+    query_shift: Address,
+    /// The first token, unless there is a list.
+    first: i64,
+    /// Keys, or the most there can be.
+    len: i64,
+    band_min: i64,
+    band_max: i64,
+    band_unit: i64,
+    key_position: MapEntry,
+    query_position: MapEntry,
+    key_rope: RopeEntry,
+    query_rope: RopeEntry,
+}
+
+/// `Map` of kernels/segments.cuh: a [`Position`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+struct MapEntry {
+    a: i64,
+    b: i64,
+    c: i64,
+    /// `MAP_*`.
+    kind: i32,
+    unused: i32,
+}
+
+impl MapEntry {
+    fn of(position: Position) -> Self {
+        let (kind, a, b, c) = match position {
+            Position::Index { offset } => (0, offset, 0, 0),
+            Position::Capped { max } => (1, max, 0, 0),
+            Position::Rank { offset } => (2, offset, 0, 0),
+            Position::Constant(p) => (3, p, 0, 0),
+            Position::Grouped { width, offset } => (4, clamped(width), offset, 0),
+            Position::Modulo { modulus, offset, max } => (5, clamped(modulus), offset, max),
+            Position::Stair { border, width } => (6, border as i64, width as i64, 0),
+        };
+        Self { a, b, c, kind, unused: 0 }
+    }
+}
+
+/// Tokens are counted in 31 bits: what is larger means the same as this.
+fn clamped(n: usize) -> i64 {
+    n.min(i32::MAX as usize) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a compiler of C lays them out: every field on a boundary of its size, and no gap between them.
+    #[test]
+    fn entries_have_the_layout_of_the_kernels() {
+        assert_eq!(size_of::<RopeEntry>(), 40);
+        assert_eq!(size_of::<MapEntry>(), 32);
+        assert_eq!(size_of::<SegmentEntry>(), 9 * 8 + 2 * 32 + 2 * 40);
+    }
+
+    #[test]
+    fn what_is_beyond_every_token_is_clamped() {
+        assert_eq!(MapEntry::of(Position::Grouped { width: usize::MAX, offset: 3 }).a, i64::from(i32::MAX));
+        assert_eq!(clamped(Band::CAUSAL.max), i64::from(i32::MAX));
+        assert_eq!(clamped(7), 7);
+    }
+}
