@@ -122,26 +122,6 @@ __device__ __forceinline__ void rotate_keys(const Memory &memory, const Rope &ro
     }
 }
 
-// What a block works on.
-struct Rows {
-    const float *q;
-    int n_heads;
-    int group;
-    int first;
-    int kv_head;
-    // The first row, and how many.
-    int from;
-    int count;
-};
-
-__device__ __forceinline__ int step_token(const Rows &rows, int row) { return (rows.from + row) / rows.group; }
-
-// Where a row stands in `[q_len, n_heads]`.
-__device__ __forceinline__ long long place_of_row(const Rows &rows, int row) {
-    int token = step_token(rows, row);
-    return (long long)token * rows.n_heads + rows.kv_head * rows.group + (rows.from + row - token * rows.group);
-}
-
 // Queries at their positions towards a segment, times `factor`; zeros after the last row.
 __device__ __forceinline__ void stage_queries(element *queries, const Rows &rows, const Segment &segment, float factor) {
     for (int i = threadIdx.x; i < ROWS * UNITS; i += THREADS) {
@@ -149,14 +129,7 @@ __device__ __forceinline__ void stage_queries(element *queries, const Rows &rows
         float low[8], high[8];
 #pragma unroll
         for (int e = 0; e < 8; e++) low[e] = high[e] = 0;
-        if (row < rows.count) {
-            int token = step_token(rows, row);
-            const float *from = rows.q + place_of_row(rows, row) * HEAD_DIM + unit * 8;
-            load_floats(low, from);
-            load_floats(high, from + HALF);
-            long long position = position_at(segment.query_position, segment.query_shift, rows.first + token, token);
-            rotate(segment.query_rope, position, unit, low, high);
-        }
+        if (row < rows.count) load_query(rows, segment, row, unit, low, high);
 #pragma unroll
         for (int e = 0; e < 8; e++) low[e] *= factor, high[e] *= factor;
         element *to = queries + row * STRIDE + unit * 8;

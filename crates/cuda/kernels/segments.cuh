@@ -225,3 +225,38 @@ __device__ __forceinline__ void rotate(const Rope &rope, long long position, int
         high[i] = y * cosines[i] + x * sines[i];
     }
 }
+
+// ---- queries ----
+
+// Query rows of one KV head that a block works on: tokens of the step times heads of the group, tokens outermost.
+struct Rows {
+    // `[q_len, n_heads, HEAD_DIM]`, not rotated.
+    const float *q;
+    int n_heads;
+    int group;
+    // Token index of the step's first query.
+    int first;
+    int kv_head;
+    // The first row, and how many.
+    int from;
+    int count;
+};
+
+// Which token of the step a row is of.
+__device__ __forceinline__ int step_token(const Rows &rows, int row) { return (rows.from + row) / rows.group; }
+
+// Where a row stands in `[q_len, n_heads]`.
+__device__ __forceinline__ long long place_of_row(const Rows &rows, int row) {
+    int token = step_token(rows, row);
+    return (long long)token * rows.n_heads + rows.kv_head * rows.group + (rows.from + row - token * rows.group);
+}
+
+// Pairs 8 `unit` to 8 `unit` + 7 of a row, turned to where it stands towards a segment.
+__device__ __forceinline__ void load_query(const Rows &rows, const Segment &segment, int row, int unit, float low[8], float high[8]) {
+    int token = step_token(rows, row);
+    const float *from = rows.q + place_of_row(rows, row) * HEAD_DIM + unit * 8;
+    load_floats(low, from);
+    load_floats(high, from + HALF);
+    long long position = position_at(segment.query_position, segment.query_shift, rows.first + token, token);
+    rotate(segment.query_rope, position, unit, low, high);
+}

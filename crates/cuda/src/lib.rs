@@ -6,6 +6,7 @@
 
 pub mod attend;
 pub mod driver;
+pub mod key_mass;
 pub mod paged;
 pub mod rope;
 pub mod segments;
