@@ -1,6 +1,6 @@
 //! What the backend needs of a GPU: memory, launches and dense products.
 //!
-//! [`crate::device::Nvidia`] is the real one. The tests have another, which compiles the same kernel text for the CPU and runs
+//! [`crate::nvidia::Nvidia`] is the real one. The tests have another, which compiles the same kernel text for the CPU and runs
 //! it thread by thread.
 
 use std::fmt::Debug;

@@ -7,6 +7,7 @@
 pub mod attend;
 pub mod driver;
 pub mod key_mass;
+pub mod nvidia;
 pub mod paged;
 pub mod rope;
 pub mod segments;
