@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-const PRELUDE: &str = include_str!("../prelude.hpp");
+const FIBERS: &str = include_str!("../fibers.hpp");
+const CUDA: &str = include_str!("../cuda.hpp");
 
 /// How the machine's compiler is called. Types are punned freely in kernels; contracted products would differ from machine to
 /// machine.
@@ -28,9 +29,12 @@ const OPTIONS: &[&str] = &[
     "-Wno-attributes",
     "-Werror=return-type",
     "-Werror=vla",
+    // Two such frames fit on the stack of a thread.
+    "-Wframe-larger-than=32768",
+    "-Werror=frame-larger-than=32768",
 ];
 
-/// `uint3` of the prelude.
+/// `uint3` of `fibers.hpp`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Uint3 {
@@ -39,7 +43,7 @@ pub(crate) struct Uint3 {
     pub(crate) z: u32,
 }
 
-/// `Order` of the prelude: what one block needs.
+/// `Order` of `fibers.hpp`: what one block needs.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Order {
@@ -59,7 +63,7 @@ pub(crate) struct Order {
 
 type Entry = unsafe extern "C" fn(*const u64);
 
-/// `Kernel` of the prelude: a row of a library's table.
+/// `Kernel` of `fibers.hpp`: a row of a library's table.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 struct Row {
@@ -244,7 +248,7 @@ fn load(path: &Path) -> Result<&'static Library, CudaError> {
 fn text(module: &Module, defines: &[(&'static str, i64)]) -> String {
     let (kernels, names) = kernels(module.text);
     let mut text = String::new();
-    // The prelude needs the type of elements; other macros might meet names in headers.
+    // `cuda.hpp` needs the type of elements; other macros might meet names in headers.
     let (element, others): (Vec<_>, Vec<_>) = defines.iter().partition(|(name, _)| *name == "ELEMENT");
     let define = |text: &mut String, defines: &[&(&str, i64)]| {
         for (name, value) in defines {
@@ -252,7 +256,8 @@ fn text(module: &Module, defines: &[(&'static str, i64)]) -> String {
         }
     };
     define(&mut text, &element);
-    let _ = writeln!(text, "#line 1 \"prelude.hpp\"\n{PRELUDE}\n#define EMULATED 1");
+    let _ =
+        writeln!(text, "#line 1 \"fibers.hpp\"\n{FIBERS}\n#line 1 \"cuda.hpp\"\n{CUDA}\n#define EMULATED 1");
     define(&mut text, &others);
     text += "namespace device {\n";
     // A kernel hides what stands for it outside; one that the preprocessor leaves out does not.

@@ -1,7 +1,7 @@
 //! A [`Driver`] that runs the kernels of `reattention-cuda` on the CPU.
 //!
-//! The same kernel text that a GPU gets is compiled with the machine's C++ compiler behind a prelude (`prelude.hpp`) that
-//! has CUDA's words, and run thread by thread. Nothing of it is fast; it is there so that kernels and the code that starts
+//! The same kernel text that a GPU gets is compiled with the machine's C++ compiler behind CUDA's words and
+//! functions (`fibers.hpp`, `cuda.hpp`), and run thread by thread. Nothing of it is fast; it is there so that kernels and the code that starts
 //! them are tested on machines without a GPU. What a kernel may get wrong without showing it on a GPU is made to show:
 //!
 //! * which lanes, warps and blocks run first is drawn by a seed ([`Emulator::with_seed`]), so that a missing barrier gives
@@ -30,8 +30,8 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// Bytes of the stack of one thread; the odd lines keep stacks of a warp apart in the cache.
-const STACK: usize = (64 << 10) + 5 * 64;
+/// Bytes of the stack of one thread, with its state and copies; the odd lines keep those of a warp apart in the cache.
+const STACK: usize = (80 << 10) + 5 * 64;
 /// Bytes behind dynamic shared memory that nobody may write.
 const SHARED_GUARD: usize = 1024;
 const MOST_THREADS: u32 = 1024;
@@ -225,7 +225,7 @@ impl State {
         let args: Vec<u64> = args.iter().map(slot).collect();
         let mut failure = [0u8; 1024];
         // Neither is ever read before a kernel's block has filled it, so growing need not touch it.
-        let stacks = launch.threads as usize * STACK;
+        let stacks = (launch.threads as usize + 1) * STACK;
         if self.stacks.capacity() < stacks {
             self.stacks = Vec::with_capacity(stacks);
         }
@@ -245,7 +245,8 @@ impl State {
                 shared: self.shared.as_mut_ptr().cast(),
                 shared_bytes: u64::from(launch.shared),
                 guard: SHARED_GUARD as u64,
-                stacks: self.stacks.as_mut_ptr(),
+                // The first stack is a gap that an overflow of the second may write.
+                stacks: self.stacks.as_mut_ptr().wrapping_add(STACK),
                 stack_bytes: STACK as u64,
                 args: args.as_ptr(),
                 failure: failure.as_mut_ptr(),
