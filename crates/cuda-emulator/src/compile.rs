@@ -31,7 +31,6 @@ const OPTIONS: &[&str] = &[
     "-Werror=vla",
     // Two such frames fit on the stack of a thread.
     "-Wframe-larger-than=32768",
-    "-Werror=frame-larger-than=32768",
 ];
 
 /// `uint3` of `fibers.hpp`.
@@ -173,7 +172,7 @@ pub(crate) fn library(
     }
     let path = directory()?.join(format!("{}-{hash:016x}.so", module.name));
     if !path.exists() {
-        build(module, compiler, &text, &path)?;
+        build(module, compiler, version, &text, &path)?;
     }
     let library = load(&path)?;
     *slot = Some(library);
@@ -198,14 +197,20 @@ fn failed(call: &'static str, reason: &dyn std::fmt::Display) -> CudaError {
     CudaError::Call { call, reason: reason.to_string() }
 }
 
-fn build(module: &Module, compiler: &str, text: &str, path: &Path) -> Result<(), CudaError> {
+fn build(module: &Module, compiler: &str, version: &str, text: &str, path: &Path) -> Result<(), CudaError> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let work =
         tempfile::tempdir_in(directory).map_err(|error| failed("making a temporary folder", &error))?;
     let (source, output) = (work.path().join(format!("{}.cpp", module.name)), work.path().join("library.so"));
     std::fs::write(&source, text).map_err(|error| failed("writing the text of the kernels", &error))?;
+    let frames = if version.contains("clang") {
+        "-Werror=frame-larger-than"
+    } else {
+        "-Werror=frame-larger-than=32768"
+    };
     let ran = Command::new(compiler)
         .args(OPTIONS)
+        .arg(frames)
         .arg("-o")
         .arg(&output)
         .arg(&source)
