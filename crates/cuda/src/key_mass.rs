@@ -32,7 +32,12 @@ impl Masses {
     /// When the device fails.
     pub fn read(&self) -> Result<Vec<Vec<f32>>, CudaError> {
         let all: Vec<f32> = self.data.read(0, self.lens.len() * self.stride)?;
-        Ok(self.lens.iter().enumerate().map(|(head, len)| all[head * self.stride..][..*len].to_vec()).collect())
+        Ok(self
+            .lens
+            .iter()
+            .enumerate()
+            .map(|(head, len)| all[head * self.stride..][..*len].to_vec())
+            .collect())
     }
 }
 
@@ -180,8 +185,11 @@ impl Call {
         let kernel = driver.function(&MODULE, &defines, name)?;
         // `Memory` of the kernels.
         let floats = ROWS * self.head_dim + KEYS * (self.head_dim + 1) + ROWS * KEYS + self.group * KEYS;
-        let launch =
-            Launch { grid: [self.tiles as u32, heads as u32, 1], threads: THREADS, shared: 4 * floats as u32 };
+        let launch = Launch {
+            grid: [self.tiles as u32, heads as u32, 1],
+            threads: THREADS,
+            shared: 4 * floats as u32,
+        };
         // SAFETY: promised by the caller.
         unsafe { driver.launch(kernel, launch, args) }
     }

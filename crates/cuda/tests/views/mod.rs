@@ -125,6 +125,9 @@ fn within(got: &[f32], want: &[f32], tolerance: f32, least: f32, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");
     let largest = want.iter().filter(|w| w.is_finite()).fold(least, |m, w| m.max(w.abs()));
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!(g == w || (g - w).abs() <= tolerance * largest, "{what}: element {i} is {g}, expected {w} (of {largest})");
+        assert!(
+            g == w || (g - w).abs() <= tolerance * largest,
+            "{what}: element {i} is {g}, expected {w} (of {largest})"
+        );
     }
 }
