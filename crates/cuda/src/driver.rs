@@ -141,6 +141,25 @@ pub enum Dtype {
     F32,
 }
 
+impl Dtype {
+    /// The macro `ELEMENT` of kernels for it.
+    pub fn element(self) -> i64 {
+        match self {
+            Self::Bf16 => 0,
+            Self::F16 => 1,
+            Self::F32 => 2,
+        }
+    }
+
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
 /// `y = x · wᵀ`, row-major: `x: [rows, inputs]`, `w: [outputs, inputs]`, `y: [rows, outputs]` in f32.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {

@@ -7,6 +7,8 @@
 pub mod attend;
 pub mod driver;
 pub mod key_mass;
+pub mod elementwise;
+pub mod families;
 pub mod nvidia;
 pub mod paged;
 pub mod rope;
