@@ -82,12 +82,14 @@ pub struct Emulator {
 struct State {
     memory: Memory,
     kernels: Vec<Kernel>,
-    /// By the text's address, which is as good as the text.
-    known: HashMap<(*const u8, Vec<(&'static str, i64)>, &'static str), Function>,
+    known: HashMap<Key, Function>,
     launches: u64,
     stacks: Vec<u8>,
     shared: Vec<Line>,
 }
+
+/// The address of a family's text, which is as good as the text, its macros and the kernel's name.
+type Key = (*const u8, Vec<(&'static str, i64)>, &'static str);
 
 // SAFETY: the addresses in `known` are only compared.
 unsafe impl Send for State {}
