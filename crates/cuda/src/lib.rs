@@ -13,3 +13,5 @@ pub mod nvidia;
 pub mod paged;
 pub mod rope;
 pub mod segments;
+pub mod select;
+pub mod top_k;
