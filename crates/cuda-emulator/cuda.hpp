@@ -2,10 +2,7 @@
 
 // ---- barriers and calls of a warp ----
 
-static inline void __syncthreads() {
-    emulated::leave(emulated::BARRIER);
-    asm volatile("" : : : "memory");
-}
+static inline void __syncthreads(EMULATED_HERE) { emulated::wait_for_block(place); }
 
 namespace emulated {
 struct Nothing {};
@@ -18,11 +15,11 @@ struct Shuffle {
 static void do_shuffle(Shuffle **lanes) {
     for (int i = 0; i < WARP_SIZE; i++) lanes[i]->result = lanes[lanes[i]->source]->value;
 }
-template <class T> static inline T shuffle(unsigned mask, T x, int source, const char *call) {
+template <class T> static inline T shuffle(unsigned mask, T x, int source, const char *call, Place place) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles take 4 or 8 bytes");
     Shuffle me = {0, 0, source};
     memcpy(&me.value, &x, sizeof x);
-    together<Shuffle, do_shuffle>(mask, me, call);
+    together<Shuffle, do_shuffle>(mask, me, call, place);
     memcpy(&x, &me.result, sizeof x);
     return x;
 }
@@ -36,36 +33,42 @@ static void do_vote(Vote **lanes) {
     for (int i = 0; i < WARP_SIZE; i++) all |= (unsigned)lanes[i]->mine << i;
     for (int i = 0; i < WARP_SIZE; i++) lanes[i]->all = all;
 }
-static inline unsigned vote(unsigned mask, bool mine, const char *call) {
+static inline unsigned vote(unsigned mask, bool mine, const char *call, Place place) {
     Vote me = {mine, 0};
-    together<Vote, do_vote>(mask, me, call);
+    together<Vote, do_vote>(mask, me, call, place);
     return me.all;
 }
 } // namespace emulated
 
-static inline void __syncwarp(unsigned mask = 0xffffffffu) {
+static inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATED_HERE) {
     emulated::Nothing me;
-    emulated::together<emulated::Nothing, emulated::do_nothing>(mask, me, "__syncwarp");
+    emulated::together<emulated::Nothing, emulated::do_nothing>(mask, me, "__syncwarp", place);
 }
-template <class T> static inline T __shfl_sync(unsigned mask, T x, int from, int width = 32) {
+template <class T> static inline T __shfl_sync(unsigned mask, T x, int from, int width = 32, EMULATED_HERE) {
     int lane = emulated::current->lane;
-    return emulated::shuffle(mask, x, (lane & ~(width - 1)) | (from & (width - 1)), "__shfl_sync");
+    return emulated::shuffle(mask, x, (lane & ~(width - 1)) | (from & (width - 1)), "__shfl_sync", place);
 }
-template <class T> static inline T __shfl_up_sync(unsigned mask, T x, unsigned by, int width = 32) {
+template <class T> static inline T __shfl_up_sync(unsigned mask, T x, unsigned by, int width = 32, EMULATED_HERE) {
     int lane = emulated::current->lane, from = lane - (int)by;
-    return emulated::shuffle(mask, x, from < (lane & ~(width - 1)) ? lane : from, "__shfl_up_sync");
+    return emulated::shuffle(mask, x, from < (lane & ~(width - 1)) ? lane : from, "__shfl_up_sync", place);
 }
-template <class T> static inline T __shfl_down_sync(unsigned mask, T x, unsigned by, int width = 32) {
+template <class T> static inline T __shfl_down_sync(unsigned mask, T x, unsigned by, int width = 32, EMULATED_HERE) {
     int lane = emulated::current->lane, from = lane + (int)by;
-    return emulated::shuffle(mask, x, from > (lane | (width - 1)) ? lane : from, "__shfl_down_sync");
+    return emulated::shuffle(mask, x, from > (lane | (width - 1)) ? lane : from, "__shfl_down_sync", place);
 }
-template <class T> static inline T __shfl_xor_sync(unsigned mask, T x, int by, int width = 32) {
+template <class T> static inline T __shfl_xor_sync(unsigned mask, T x, int by, int width = 32, EMULATED_HERE) {
     int lane = emulated::current->lane, from = lane ^ by;
-    return emulated::shuffle(mask, x, from > (lane | (width - 1)) ? lane : from, "__shfl_xor_sync");
+    return emulated::shuffle(mask, x, from > (lane | (width - 1)) ? lane : from, "__shfl_xor_sync", place);
 }
-static inline unsigned __ballot_sync(unsigned mask, int is) { return emulated::vote(mask, is != 0, "__ballot_sync"); }
-static inline int __any_sync(unsigned mask, int is) { return emulated::vote(mask, is != 0, "__any_sync") != 0; }
-static inline int __all_sync(unsigned mask, int is) { return emulated::vote(mask, is != 0, "__all_sync") == 0xffffffffu; }
+static inline unsigned __ballot_sync(unsigned mask, int is, EMULATED_HERE) {
+    return emulated::vote(mask, is != 0, "__ballot_sync", place);
+}
+static inline int __any_sync(unsigned mask, int is, EMULATED_HERE) {
+    return emulated::vote(mask, is != 0, "__any_sync", place) != 0;
+}
+static inline int __all_sync(unsigned mask, int is, EMULATED_HERE) {
+    return emulated::vote(mask, is != 0, "__all_sync", place) == 0xffffffffu;
+}
 
 // ---- tensor cores and copies ----
 
@@ -101,14 +104,15 @@ static inline unsigned short emulated_half_from_float(float x) {
 }
 
 namespace emulated {
-static inline float part(unsigned bits) {
+// The two elements of a register.
+static inline void parts(unsigned bits, float *first, float *second) {
 #if ELEMENT == 1
-    return emulated_half_to_float((unsigned short)bits);
+    *first = emulated_half_to_float((unsigned short)bits);
+    *second = emulated_half_to_float((unsigned short)(bits >> 16));
 #else
-    bits <<= 16;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
+    unsigned low = bits << 16, high = bits & 0xffff0000u;
+    memcpy(first, &low, 4);
+    memcpy(second, &high, 4);
 #endif
 }
 
@@ -116,37 +120,37 @@ struct Mma {
     float *d;
     const unsigned *a, *b;
 };
+typedef float Four __attribute__((vector_size(16))); // what every machine has
+
 static void do_mma(Mma **lanes) {
-    float a[16][16], b[16][8], d[16][8];
+    float a[16][16];
+    alignas(16) float b[16][8], d[16][8];
     for (int lane = 0; lane < WARP_SIZE; lane++) {
         const Mma &m = *lanes[lane];
         int r = lane / 4, c = lane % 4 * 2;
-        for (int half = 0; half < 2; half++) {
-            int shift = half * 16;
-            a[r][c + half] = part(m.a[0] >> shift & 0xffff);
-            a[r + 8][c + half] = part(m.a[1] >> shift & 0xffff);
-            a[r][c + 8 + half] = part(m.a[2] >> shift & 0xffff);
-            a[r + 8][c + 8 + half] = part(m.a[3] >> shift & 0xffff);
-            b[c + half][r] = part(m.b[0] >> shift & 0xffff);
-            b[c + 8 + half][r] = part(m.b[1] >> shift & 0xffff);
-            d[r][c + half] = m.d[half];
-            d[r + 8][c + half] = m.d[2 + half];
-        }
+        parts(m.a[0], &a[r][c], &a[r][c + 1]);
+        parts(m.a[1], &a[r + 8][c], &a[r + 8][c + 1]);
+        parts(m.a[2], &a[r][c + 8], &a[r][c + 9]);
+        parts(m.a[3], &a[r + 8][c + 8], &a[r + 8][c + 9]);
+        parts(m.b[0], &b[c][r], &b[c + 1][r]);
+        parts(m.b[1], &b[c + 8][r], &b[c + 9][r]);
+        memcpy(&d[r][c], m.d, 8);
+        memcpy(&d[r + 8][c], m.d + 2, 8);
     }
     for (int i = 0; i < 16; i++) {
-        float sum[8];
-        for (int j = 0; j < 8; j++) sum[j] = d[i][j];
+        Four *sums = (Four *)d[i], low = sums[0], high = sums[1];
         for (int k = 0; k < 16; k++) {
-            for (int j = 0; j < 8; j++) sum[j] += a[i][k] * b[k][j];
+            const Four *row = (const Four *)b[k];
+            low += a[i][k] * row[0];
+            high += a[i][k] * row[1];
         }
-        for (int j = 0; j < 8; j++) d[i][j] = sum[j];
+        sums[0] = low;
+        sums[1] = high;
     }
     for (int lane = 0; lane < WARP_SIZE; lane++) {
         int r = lane / 4, c = lane % 4 * 2;
-        for (int half = 0; half < 2; half++) {
-            lanes[lane]->d[half] = d[r][c + half];
-            lanes[lane]->d[2 + half] = d[r + 8][c + half];
-        }
+        memcpy(lanes[lane]->d, &d[r][c], 8);
+        memcpy(lanes[lane]->d + 2, &d[r + 8][c], 8);
     }
 }
 
@@ -170,11 +174,11 @@ template <int N, bool TRANSPOSED> static void do_load(Load **lanes) {
         }
     }
 }
-template <int N, bool TRANSPOSED> static inline void load(unsigned *to, const void *row) {
+template <int N, bool TRANSPOSED> static inline void load(unsigned *to, const void *row, Place place) {
     // The addresses of the other lanes are not looked at.
-    if (current->lane < 8 * N) check_shared(row, 16, "load_matrices");
+    if (current->lane < 8 * N) check_shared(row, 16, "load_matrices", place);
     Load me = {to, row};
-    together<Load, do_load<N, TRANSPOSED>>(0xffffffffu, me, "load_matrices");
+    together<Load, do_load<N, TRANSPOSED>>(0xffffffffu, me, "load_matrices", place);
 }
 
 static inline void carry_out(const Copy &copy) {
@@ -183,25 +187,33 @@ static inline void carry_out(const Copy &copy) {
 }
 } // namespace emulated
 
-static inline void emulated_mma(float d[4], const unsigned a[4], const unsigned b[2]) {
+static inline void emulated_mma(float d[4], const unsigned a[4], const unsigned b[2], EMULATED_HERE) {
     emulated::Mma me = {d, a, b};
-    emulated::together<emulated::Mma, emulated::do_mma>(0xffffffffu, me, "mma");
+    emulated::together<emulated::Mma, emulated::do_mma>(0xffffffffu, me, "mma", place);
 }
-static inline void emulated_load_matrices_4(unsigned r[4], const void *row) { emulated::load<4, false>(r, row); }
-static inline void emulated_load_matrices_2(unsigned r[2], const void *row) { emulated::load<2, false>(r, row); }
-static inline void emulated_load_matrices_2_transposed(unsigned r[2], const void *row) { emulated::load<2, true>(r, row); }
+static inline void emulated_load_matrices_4(unsigned r[4], const void *row, EMULATED_HERE) {
+    emulated::load<4, false>(r, row, place);
+}
+static inline void emulated_load_matrices_2(unsigned r[2], const void *row, EMULATED_HERE) {
+    emulated::load<2, false>(r, row, place);
+}
+static inline void emulated_load_matrices_2_transposed(unsigned r[2], const void *row, EMULATED_HERE) {
+    emulated::load<2, true>(r, row, place);
+}
 
 // Copies happen as late as they may, at the wait, or now and then (not with seed 0) at once: both show what is missing, a
 // wait or a barrier.
-static inline void emulated_copy_async_16(void *to, const void *from, bool is_there) {
+static inline void emulated_copy_async_16(void *to, const void *from, bool is_there, EMULATED_HERE) {
     using namespace emulated;
-    check_shared(to, 16, "copy_async_16");
-    if ((uintptr_t)from % 16 != 0) fail("copy_async_16: thread %u reads from no boundary of 16 bytes", threadIdx.x);
-    if (is_there && is_shared(from, 16)) fail("copy_async_16: thread %u reads shared memory", threadIdx.x);
+    check_shared(to, 16, "copy_async_16", place);
+    const char *wrong = (uintptr_t)from % 16 != 0 ? "from no boundary of 16 bytes" : "shared memory";
+    if ((uintptr_t)from % 16 != 0 || (is_there && is_shared(from, 16))) {
+        fail("copy_async_16 (%s:%d): thread %u reads %s", place.file, place.line, threadIdx.x, wrong);
+    }
     Fiber *me = current;
     Copy copy = {to, is_there ? from : nullptr, me->group};
     if (order->seed != 0 && draw() % 4 == 0) return carry_out(copy);
-    if (me->copies == MOST_COPIES) fail("copy_async_16: thread %u has %d copies under way", threadIdx.x, MOST_COPIES);
+    if (me->copies == MOST_COPIES) fail("copy_async_16 (%s:%d): thread %u has %d copies under way", place.file, place.line, threadIdx.x, MOST_COPIES);
     me->queue[(me->first + me->copies++) % MOST_COPIES] = copy;
 }
 static inline void emulated_copy_async_commit() { emulated::current->group++; }
@@ -242,7 +254,7 @@ template <class T> static inline T atomicCAS(T *at, std::common_type_t<T> expect
 }
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}
-[[noreturn]] static inline void __trap() { emulated::fail("thread %u traps", threadIdx.x); }
+[[noreturn]] static inline void __trap(EMULATED_HERE) { emulated::fail("thread %u traps (%s:%d)", threadIdx.x, place.file, place.line); }
 
 // ---- numbers ----
 

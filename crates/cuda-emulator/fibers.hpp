@@ -66,6 +66,13 @@ struct Copy {
     long long group;
 };
 
+// Where a kernel calls: lanes meet at one place of the text.
+struct Place {
+    const char *file;
+    int line;
+};
+#define EMULATED_HERE emulated::Place place = {__builtin_FILE(), __builtin_LINE()}
+
 enum State : uint8_t { RUNNING, TOGETHER, BARRIER, RETURNED };
 
 struct Warp {
@@ -74,6 +81,8 @@ struct Warp {
     int arrived;         // lanes at the warp-wide call
     void (*work)(void **);
     const char *call;
+    Place place;   // of the warp-wide call
+    Place barrier; // where lanes wait at __syncthreads; line 0 if none does
     void *lanes[WARP_SIZE];
 };
 
@@ -237,6 +246,7 @@ static Fiber *begin(Warp *warp) {
         warp->step = bits / WARP_SIZE % WARP_SIZE | 1;
     }
     warp->arrived = 0;
+    warp->barrier.line = 0;
     warp->position = -1;
     while (++warp->position < WARP_SIZE) {
         Fiber *lane = lane_at(warp, warp->position);
@@ -255,8 +265,9 @@ static Fiber *any_warp() {
 static void fail_apart(Warp *warp) {
     unsigned at[4] = {0, 0, 0, 0};
     for (int i = 0; i < WARP_SIZE; i++) at[fiber((unsigned)((warp - warps) * WARP_SIZE + i))->state] |= 1u << i;
-    fail("deadlock: of warp %d the lanes %#x wait at %s, %#x at __syncthreads, and %#x have returned", (int)(warp - warps),
-         at[TOGETHER], warp->call, at[BARRIER], at[RETURNED]);
+    fail("deadlock: of warp %d the lanes %#x wait at %s (%s:%d), %#x at __syncthreads (line %d), and %#x have returned",
+         (int)(warp - warps), at[TOGETHER], warp->call, warp->place.file, warp->place.line, at[BARRIER], warp->barrier.line,
+         at[RETURNED]);
 }
 
 static char *bottom(unsigned index) { return order->stacks + index * order->stack_bytes; }
@@ -297,14 +308,16 @@ static void leave(State state) {
 }
 
 // All lanes of the warp call with an argument each; `work` gets them all.
-__attribute__((noinline)) static void meet(void (*work)(void **), void *mine, const char *call) {
+__attribute__((noinline)) static void meet(void (*work)(void **), void *mine, const char *call, Place place) {
     Fiber *me = current;
     Warp *warp = me->warp;
     if (warp->arrived == 0) {
         warp->work = work;
         warp->call = call;
-    } else if (warp->work != work) {
-        fail("lane %d of warp %d calls %s where others call %s", me->lane, (int)(warp - warps), call, warp->call);
+        warp->place = place;
+    } else if (warp->work != work || warp->place.line != place.line) {
+        fail("lane %d of warp %d calls %s (%s:%d) where others call %s (%s:%d)", me->lane, (int)(warp - warps), call, place.file,
+             place.line, warp->call, warp->place.file, warp->place.line);
     }
     warp->lanes[me->lane] = mine;
     if (++warp->arrived < WARP_SIZE) return leave(TOGETHER);
@@ -317,9 +330,22 @@ __attribute__((noinline)) static void meet(void (*work)(void **), void *mine, co
 }
 
 // `me` is what the lane gives and gets; `Work` is a function of the arguments of all lanes.
-template <class Lane, void (*Work)(Lane **)> static inline void together(unsigned mask, Lane &me, const char *call) {
-    if (mask != 0xffffffffu) fail("%s with the mask %#x: all lanes must be named", call, mask);
-    meet([](void **lanes) { Work((Lane **)lanes); }, &me, call);
+template <class Lane, void (*Work)(Lane **)>
+static inline void together(unsigned mask, Lane &me, const char *call, Place place) {
+    if (mask != 0xffffffffu) fail("%s with the mask %#x (%s:%d): all lanes must be named", call, mask, place.file, place.line);
+    meet([](void **lanes) { Work((Lane **)lanes); }, &me, call, place);
+    asm volatile("" : : : "memory");
+}
+
+// __syncthreads
+static void wait_for_block(Place place) {
+    Warp *warp = current->warp;
+    if (warp->barrier.line != 0 && warp->barrier.line != place.line) {
+        fail("lanes of warp %d wait at __syncthreads in %s:%d and %s:%d", (int)(warp - warps), warp->barrier.file,
+             warp->barrier.line, place.file, place.line);
+    }
+    warp->barrier = place;
+    leave(BARRIER);
     asm volatile("" : : : "memory");
 }
 
@@ -329,9 +355,10 @@ static bool is_shared(const void *at, size_t bytes) {
            (p >= order->shared && p + bytes <= order->shared + order->shared_bytes);
 }
 
-static void check_shared(const void *at, size_t bytes, const char *call) {
-    if ((uintptr_t)at % 16 != 0) fail("%s: thread %u gives an address that is not on a boundary of 16 bytes", call, threadIdx.x);
-    if (!is_shared(at, bytes)) fail("%s: thread %u gives an address outside shared memory", call, threadIdx.x);
+static void check_shared(const void *at, size_t bytes, const char *call, Place place) {
+    const char *wrong = (uintptr_t)at % 16 != 0 ? "that is not on a boundary of 16 bytes" : "outside shared memory";
+    if ((uintptr_t)at % 16 == 0 && is_shared(at, bytes)) return;
+    fail("%s (%s:%d): thread %u gives an address %s", call, place.file, place.line, threadIdx.x, wrong);
 }
 
 // Where fibers start; comes back never.

@@ -199,6 +199,15 @@ extern "C" __global__ void kernel(int *out) {
     if (CASE == 1 && lane == 3) __syncthreads();
     if (CASE == 2 && lane == 3) { __ballot_sync(FULL, 1); return; }
     if (CASE == 3) { __shfl_sync(7u, lane, 0); return; }
+    if (CASE == 4) {
+        if (lane < 16) out[0] = __shfl_sync(FULL, lane, 0);
+        else out[1] = __shfl_sync(FULL, lane, 1);
+    }
+    if (CASE == 5) {
+        if (lane < 16) __syncthreads();
+        else __syncthreads();
+    }
+    if (CASE == 6) __trap();
     out[threadIdx.x] = __shfl_sync(FULL, lane, 0);
 }
 "#;
@@ -208,15 +217,19 @@ extern "C" __global__ void kernel(int *out) {
         let text = |case| reason(run(&driver, text, &[("CASE", case)], [2, 1, 1], 64, 0, &[out.arg()]));
         let told = text(0);
         assert!(told.contains("`kernel`, block (") && told.contains("deadlock"), "{told}");
-        assert!(
-            told.contains("the lanes 0xfffffff7 wait at __shfl_sync") && told.contains("0x8 have returned"),
-            "{told}"
-        );
-        let told = text(1);
-        assert!(told.contains("0x8 at __syncthreads, and 0 have returned"), "{told}");
-        let told = text(2);
-        assert!(told.contains("__ballot_sync") && told.contains("__shfl_sync"), "{told}");
-        assert!(text(3).contains("with the mask 0x7"), "{}", text(3));
+        assert!(told.contains("the lanes 0xfffffff7 wait at __shfl_sync (test.cu:17)"), "{told}");
+        assert!(told.contains("0x8 have returned"), "{told}");
+        for (case, says) in [
+            (1, &["0x8 at __syncthreads (line 5), and 0 have returned"][..]),
+            (2, &["__ballot_sync (test.cu:6)", "__shfl_sync (test.cu:17)"]),
+            (3, &["__shfl_sync with the mask 0x7 (test.cu:7)"]),
+            (4, &["__shfl_sync (test.cu:9)", "__shfl_sync (test.cu:10)"]),
+            (5, &["wait at __syncthreads in", "test.cu:13", "test.cu:14"]),
+            (6, &["traps (test.cu:16)"]),
+        ] {
+            let told = text(case);
+            assert!(says.iter().all(|say| told.contains(say)), "case {case}: {told}");
+        }
         // A launch that was given up leaves the emulator as it was.
         run(&driver, RACE, &[("BARRIER", 1)], [1, 1, 1], 32, 0, &[out.arg()]).unwrap();
     }
