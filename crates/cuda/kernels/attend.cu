@@ -267,6 +267,17 @@ __device__ __forceinline__ float finish(const Results &to, long long row, bool i
     return sum > 0 ? 1 / sum : 0;
 }
 
+// Two neighbouring results of a product, 8 bytes at a time.
+struct alignas(8) Floats2 {
+    float x[2];
+};
+__device__ __forceinline__ void store_two(float *to, const float *from, float factor) {
+    Floats2 two;
+    two.x[0] = from[0] * factor;
+    two.x[1] = from[1] * factor;
+    *(Floats2 *)to = two;
+}
+
 // Writes the rows of warps that have the keys of a tile to themselves.
 __device__ __forceinline__ void write_rows(const Results &to, const Rows &rows, int warp_row, const Running &running) {
     int lane = threadIdx.x % WARP;
@@ -281,10 +292,7 @@ __device__ __forceinline__ void write_rows(const Results &to, const Rows &rows, 
             float factor = finish(to, place, lane % 4 == 0, running.max[m][h], running.sum[m][h]);
             float *at = out + place * HEAD_DIM + lane % 4 * 2;
 #pragma unroll
-            for (int n = 0; n < HEAD_DIM / 8; n++) {
-                at[n * 8] = running.out[m][n][2 * h] * factor;
-                at[n * 8 + 1] = running.out[m][n][2 * h + 1] * factor;
-            }
+            for (int n = 0; n < HEAD_DIM / 8; n++) store_two(at + n * 8, running.out[m][n] + 2 * h, factor);
         }
 }
 
@@ -303,10 +311,7 @@ __device__ __forceinline__ void merge_warps(
             if (lane % 4 == 0) max[row] = running.max[m][h], sum[row] = running.sum[m][h];
             float *at = values + row * MERGED_STRIDE + lane % 4 * 2;
 #pragma unroll
-            for (int n = 0; n < HEAD_DIM / 8; n++) {
-                at[n * 8] = running.out[m][n][2 * h];
-                at[n * 8 + 1] = running.out[m][n][2 * h + 1];
-            }
+            for (int n = 0; n < HEAD_DIM / 8; n++) store_two(at + n * 8, running.out[m][n] + 2 * h, 1);
         }
     __syncthreads();
     for (int i = threadIdx.x; i < rows.count * HEAD_DIM; i += THREADS) {

@@ -8,6 +8,26 @@ use std::sync::Arc;
 /// Its kernels.
 pub const MODULE: Module = Module { name: "attend", text: with_segments!("attend.cu") };
 
+/// Sets of macros that stand for all: few, some and many rows of cached bf16, and of f32 and halves what differs most.
+pub fn variants(head_dims: &[usize]) -> Vec<Vec<(&'static str, i64)>> {
+    let of = |dtype, rows: &'static [usize], head_dims: &[usize]| -> Vec<_> {
+        let shape =
+            |rows, head_dim| Shape { rows, n_kv_heads: 8, head_dim, dtype, segments: 3, lists: Vec::new() };
+        let plans = head_dims
+            .iter()
+            .flat_map(|&dim| rows.iter().map(move |&rows| plan(&shape(rows, dim), 227 << 10)));
+        plans.flatten().map(|plan| plan.defines.to_vec()).collect()
+    };
+    let ends: Vec<usize> =
+        head_dims.iter().min().into_iter().chain(head_dims.iter().max()).copied().collect();
+    [
+        of(Dtype::Bf16, &[1, 64, 512], head_dims),
+        of(Dtype::F32, &[1, 64], &ends),
+        of(Dtype::F16, &[512], &ends),
+    ]
+    .concat()
+}
+
 /// Blocks that fill a large device twice over. The same number for every device, so that results are the same on all.
 const BLOCKS: usize = 264;
 
@@ -59,7 +79,7 @@ pub fn attend(
         lists: views.iter().map(|list| list.iter().map(|s| s.keys.capacity()).collect()).collect(),
     };
     let plan = plan(&shape, driver.facts().shared_per_block)?;
-    let Plan { tile, row_blocks, splits, .. } = plan;
+    let Plan { tile, defines, shared, row_blocks, splits } = plan;
 
     let all_rows = q.q_len * q.n_heads;
     let floats = if splits == 1 { 0 } else { splits * all_rows };
@@ -67,13 +87,12 @@ pub fn attend(
     let part =
         |of: usize| Arg::Pointer(if splits == 1 { 0 } else { scratch.at() + (4 * floats * of) as u64 });
     let (split_max, split_sum, split_out) = (part(0), part(1), part(2));
-    let defines = tile.defines(&shape);
     let lse = Arg::Pointer(lse.unwrap_or(0));
     let kernel = driver.function(&MODULE, &defines, "attend")?;
     let launch = Launch {
         grid: [row_blocks as u32, kv.n_kv_heads as u32, splits as u32],
         threads: (32 * tile.warps) as u32,
-        shared: plan.shared as u32,
+        shared: shared as u32,
     };
     let args = [
         Arg::Pointer(q.data),
@@ -134,6 +153,7 @@ struct Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
     tile: Tile,
+    defines: [(&'static str, i64); 7],
     /// Dynamic shared memory of a block, in bytes.
     shared: usize,
     row_blocks: usize,
@@ -162,10 +182,10 @@ const MANY_ROWS: &[Tile] = &[
 const MANY_ROWS_DIM: usize = 128;
 
 impl Tile {
-    fn defines(self, shape: &Shape) -> [(&'static str, i64); 7] {
+    fn defines(self, dtype: Dtype, head_dim: usize) -> [(&'static str, i64); 7] {
         [
-            ("ELEMENT", element(shape.dtype)),
-            ("HEAD_DIM", shape.head_dim as i64),
+            ("ELEMENT", dtype.element()),
+            ("HEAD_DIM", head_dim as i64),
             ("ROWS", self.rows as i64),
             ("KEYS", self.keys as i64),
             ("WARPS", self.warps as i64),
@@ -176,7 +196,7 @@ impl Tile {
 
     /// Bytes of shared memory: `Memory` of the kernel, or what the warps merge in when that is over.
     fn shared(self, shape: &Shape) -> usize {
-        let row = shape.head_dim * bytes(shape.dtype) + 16;
+        let row = shape.head_dim * shape.dtype.bytes() + 16;
         let streams = self.rows * row
             + self.stages * 2 * self.keys * row
             + (self.stages + 1) * self.keys * (8 + 4)
@@ -187,23 +207,6 @@ impl Tile {
     }
 }
 
-/// The size of an element.
-pub(crate) fn bytes(dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::Bf16 | Dtype::F16 => 2,
-        Dtype::F32 => 4,
-    }
-}
-
-/// The macro `ELEMENT`.
-pub(crate) fn element(dtype: Dtype) -> i64 {
-    match dtype {
-        Dtype::Bf16 => 0,
-        Dtype::F16 => 1,
-        Dtype::F32 => 2,
-    }
-}
-
 fn plan(shape: &Shape, shared_per_block: usize) -> Result<Plan, CudaError> {
     let Shape { rows, n_kv_heads, head_dim, .. } = *shape;
     let unsupported = |what| Err(CudaError::Unsupported { what });
@@ -211,7 +214,7 @@ fn plan(shape: &Shape, shared_per_block: usize) -> Result<Plan, CudaError> {
         return unsupported(format!("heads of {head_dim} elements (multiples of 16 up to 256)"));
     }
     let many =
-        if rows > 64 && head_dim <= MANY_ROWS_DIM && bytes(shape.dtype) == 2 { MANY_ROWS } else { &[] };
+        if rows > 64 && head_dim <= MANY_ROWS_DIM && shape.dtype.bytes() == 2 { MANY_ROWS } else { &[] };
     let tiles =
         || if rows <= 16 { FEW_ROWS } else { many }.iter().chain(if rows > 16 { SOME_ROWS } else { &[] });
     // Two blocks on a multiprocessor: one computes while the other waits.
@@ -230,7 +233,13 @@ fn plan(shape: &Shape, shared_per_block: usize) -> Result<Plan, CudaError> {
         .max()
         .unwrap_or(0);
     let splits = (BLOCKS / (row_blocks * n_kv_heads)).min(key_tiles / LEAST_TILES).clamp(1, MOST_SPLITS);
-    Ok(Plan { tile, shared: tile.shared(shape), row_blocks, splits })
+    Ok(Plan {
+        tile,
+        defines: tile.defines(shape.dtype, head_dim),
+        shared: tile.shared(shape),
+        row_blocks,
+        splits,
+    })
 }
 
 #[cfg(test)]

@@ -1,13 +1,25 @@
 //! The attention that keys get, added up over queries or heads.
 
-use crate::attend::element;
-use crate::driver::{Address, Arg, Block, CudaError, Driver, Launch, Module};
+use crate::driver::{Address, Arg, Block, CudaError, Driver, Dtype, Launch, Module};
 use crate::paged::{Cached, Rows};
 use crate::segments::{DeviceKeys, DeviceSegment, Table, with_segments};
 use std::sync::Arc;
 
 /// Its kernels.
 pub const MODULE: Module = Module { name: "key_mass", text: with_segments!("key_mass.cu") };
+
+fn defines(dtype: Dtype, head_dim: usize) -> [(&'static str, i64); 2] {
+    [("ELEMENT", dtype.element()), ("HEAD_DIM", head_dim as i64)]
+}
+
+/// Sets of macros, all of them for these head dimensions.
+pub fn variants(head_dims: &[usize]) -> Vec<Vec<(&'static str, i64)>> {
+    let dtypes = [Dtype::Bf16, Dtype::F16, Dtype::F32];
+    dtypes
+        .into_iter()
+        .flat_map(|dtype| head_dims.iter().map(move |&dim| defines(dtype, dim).to_vec()))
+        .collect()
+}
 
 /// `MASS_KEYS`, `MASS_THREADS` and `MASS_ROWS` of the kernels.
 const KEYS: usize = 32;
@@ -136,7 +148,7 @@ struct Call {
     table: Table,
     group: usize,
     head_dim: usize,
-    element: i64,
+    dtype: Dtype,
     /// Tiles of the longest list.
     tiles: usize,
 }
@@ -164,7 +176,7 @@ impl Call {
             table: Table::new(driver, views, kv_heads, head_dim)?,
             group: heads / kv_heads,
             head_dim,
-            element: element(kv.dtype),
+            dtype: kv.dtype,
             tiles: views.iter().map(tiles).max().unwrap_or(0),
         })
     }
@@ -181,7 +193,7 @@ impl Call {
         if self.tiles == 0 {
             return Ok(());
         }
-        let defines = [("ELEMENT", self.element), ("HEAD_DIM", self.head_dim as i64)];
+        let defines = defines(self.dtype, self.head_dim);
         let kernel = driver.function(&MODULE, &defines, name)?;
         // `Memory` of the kernels.
         let floats = ROWS * self.head_dim + KEYS * (self.head_dim + 1) + ROWS * KEYS + self.group * KEYS;

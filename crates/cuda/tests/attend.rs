@@ -208,8 +208,8 @@ fn released_pages_are_not_touched() {
             part(KeySet::Range(0..len), far, own, own, &rope),
             part(KeySet::Range(0..len), Band::between(0, len - kept - q_len), own, own, &rope),
             // No distance is that: nothing is seen.
-            part(KeySet::Range(0..len), Band::between(2, 2), own, own, &rope),
-            part(KeySet::Range(0..len), Band::between(900, 300), own, own, &rope),
+            part(KeySet::Range(0..len), Band::between(2600, 2600), own, own, &rope),
+            part(KeySet::Range(0..len), Band::between(2900, 2600), own, own, &rope),
         ]];
         check_store(&shape, &store, &views, &mut rng);
         // As a list, of which some queries see the end and some the start.
