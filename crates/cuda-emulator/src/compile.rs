@@ -17,7 +17,7 @@ const CUDA: &str = include_str!("../cuda.hpp");
 /// machine.
 const OPTIONS: &[&str] = &[
     "-std=c++17",
-    "-O2",
+    "-O1",
     "-shared",
     "-fPIC",
     "-fvisibility=hidden",
