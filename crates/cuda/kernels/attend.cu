@@ -170,11 +170,11 @@ __device__ __forceinline__ void take_piece(
 #pragma unroll
         for (int m = 0; m < ROW_TILES; m++) load_a(a[m], queries + m * 16 * STRIDE + k, STRIDE);
 #pragma unroll
-        for (int n = 0; n < PIECE / 8; n++) {
-            FragmentB b;
-            load_b(b, keys + n * 8 * STRIDE + k, STRIDE);
+        for (int n = 0; n < PIECE / 8; n += 2) {
+            FragmentB b[2];
+            load_b_pair(b, keys + n * 8 * STRIDE + k, STRIDE);
 #pragma unroll
-            for (int m = 0; m < ROW_TILES; m++) multiply(s[m][n], a[m], b);
+            for (int m = 0; m < ROW_TILES; m++) multiply(s[m][n], a[m], b[0]), multiply(s[m][n + 1], a[m], b[1]);
         }
     }
     if (is_masked) {

@@ -215,6 +215,20 @@ __device__ __forceinline__ void load_b(FragmentB &f, const element *tile, int st
 #endif
 }
 
+// As load_b, for rows 0 to 7 and for rows 8 to 15.
+__device__ __forceinline__ void load_b_pair(FragmentB b[2], const element *tile, int stride) {
+#if PARTS == 1
+    int lane = threadIdx.x % WARP;
+    u32 r[4];
+    load_matrices_4(r, tile + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
+    b[0].r[0][0] = r[0], b[0].r[0][1] = r[1];
+    b[1].r[0][0] = r[2], b[1].r[0][1] = r[3];
+#else
+    load_b(b[0], tile, stride);
+    load_b(b[1], tile + 8 * stride, stride);
+#endif
+}
+
 // Rows 0 to 15 (rows of B) and columns 0 to 7 of `tile`: values, to be multiplied with weights.
 __device__ __forceinline__ void load_b_rows(FragmentB &f, const element *tile, int stride) {
     int lane = threadIdx.x % WARP;

@@ -2,7 +2,7 @@
 
 use crate::driver::{Address, Arg, Block, CudaError, Driver, Dtype, Launch, Module};
 use crate::paged::{Cached, Rows};
-use crate::segments::{DeviceSegment, Table, with_segments};
+use crate::segments::{Views, with_segments};
 use std::sync::Arc;
 
 /// Its kernels.
@@ -11,8 +11,7 @@ pub const MODULE: Module = Module { name: "attend", text: with_segments!("attend
 /// Sets of macros that stand for all: few, some and many rows of cached bf16, and of f32 and halves what differs most.
 pub fn variants(head_dims: &[usize]) -> Vec<Vec<(&'static str, i64)>> {
     let of = |dtype, rows: &'static [usize], head_dims: &[usize]| -> Vec<_> {
-        let shape =
-            |rows, head_dim| Shape { rows, n_kv_heads: 8, head_dim, dtype, segments: 3, lists: Vec::new() };
+        let shape = |rows, head_dim| Shape { rows, n_kv_heads: 8, head_dim, dtype, lists: vec![vec![0; 3]] };
         let plans = head_dims
             .iter()
             .flat_map(|&dim| rows.iter().map(move |&rows| plan(&shape(rows, dim), 227 << 10)));
@@ -39,7 +38,7 @@ const MOST_SPLITS: usize = 256;
 
 /// Softmax attention over segments, as `Backend::attend` of `reattention-kernels` says.
 ///
-/// `views` holds one list of segments for all KV heads, or one a KV head. `out: [q_len, n_heads, head_dim]` is overwritten, and so
+/// `out: [q_len, n_heads, head_dim]` is overwritten, and so
 /// is `lse: [q_len, n_heads]`; both f32. Rotated keys, rotated queries and weights are rounded to the type of the cached
 /// keys, sums are in f32.
 ///
@@ -52,7 +51,7 @@ pub fn attend(
     driver: &Arc<dyn Driver>,
     q: &Rows,
     kv: &Cached,
-    views: &[Vec<DeviceSegment>],
+    views: &Views,
     scale: f32,
     out: Address,
     lse: Option<Address>,
@@ -69,14 +68,13 @@ pub fn attend(
         return Ok(());
     }
     let group = q.n_heads / kv.n_kv_heads;
-    let table = Table::new(driver, views, kv.n_kv_heads, kv.head_dim)?;
+    views.check(kv);
     let shape = Shape {
         rows: q.q_len * group,
         n_kv_heads: kv.n_kv_heads,
         head_dim: kv.head_dim,
         dtype: kv.dtype,
-        segments: table.longest,
-        lists: views.iter().map(|list| list.iter().map(|s| s.keys.capacity()).collect()).collect(),
+        lists: views.lists().iter().map(|list| list.iter().map(|s| s.keys.capacity()).collect()).collect(),
     };
     let plan = plan(&shape, driver.facts().shared_per_block)?;
     let Plan { tile, defines, shared, row_blocks, splits } = plan;
@@ -97,9 +95,9 @@ pub fn attend(
     let args = [
         Arg::Pointer(q.data),
         Arg::Pointer(kv.pages),
-        Arg::Pointer(table.entries()),
-        Arg::Pointer(table.starts()),
-        Arg::Int(table.lists as i32),
+        Arg::Pointer(views.entries()),
+        Arg::Pointer(views.starts()),
+        Arg::Int(views.lists().len() as i32),
         Arg::Int(q.q_len as i32),
         Arg::Int(q.n_heads as i32),
         Arg::Int(group as i32),
@@ -133,10 +131,15 @@ struct Shape {
     n_kv_heads: usize,
     head_dim: usize,
     dtype: Dtype,
-    /// Segments of the longest list.
-    segments: usize,
     /// Keys at most, by list and segment.
     lists: Vec<Vec<usize>>,
+}
+
+impl Shape {
+    /// Segments of the longest list.
+    fn segments(&self) -> usize {
+        self.lists.iter().map(Vec::len).max().unwrap_or(0)
+    }
 }
 
 /// How the kernel is cut: its macros.
@@ -200,7 +203,7 @@ impl Tile {
         let streams = self.rows * row
             + self.stages * 2 * self.keys * row
             + (self.stages + 1) * self.keys * (8 + 4)
-            + (shape.segments + 1) * 12;
+            + (shape.segments() + 1) * 12;
         let key_warps = self.warps * 16 * self.row_tiles / self.rows;
         let merge = key_warps * self.rows * (2 + shape.head_dim + 8) * 4;
         if key_warps > 1 { streams.max(merge) } else { streams }
@@ -222,7 +225,7 @@ fn plan(shape: &Shape, shared_per_block: usize) -> Result<Plan, CudaError> {
     let Some(tile) = fits(shared_per_block / 2).or_else(|| fits(shared_per_block)) else {
         return unsupported(format!(
             "heads of {head_dim} elements and {} segments in {shared_per_block} bytes of shared memory",
-            shape.segments
+            shape.segments()
         ));
     };
     let row_blocks = rows.div_ceil(tile.rows);
@@ -249,7 +252,7 @@ mod tests {
     const SHARED: usize = 227 * 1024;
 
     fn shape(rows: usize, head_dim: usize, dtype: Dtype, keys: usize) -> Shape {
-        Shape { rows, n_kv_heads: 8, head_dim, dtype, segments: 1, lists: vec![vec![keys]] }
+        Shape { rows, n_kv_heads: 8, head_dim, dtype, lists: vec![vec![keys]] }
     }
 
     #[test]
@@ -301,7 +304,7 @@ mod tests {
                 Err(CudaError::Unsupported { .. })
             ));
         }
-        let many = Shape { segments: 100_000, ..shape(1, 64, Dtype::Bf16, 100) };
+        let many = Shape { lists: vec![vec![1; 100_000]], ..shape(1, 64, Dtype::Bf16, 100) };
         assert!(matches!(plan(&many, SHARED), Err(CudaError::Unsupported { .. })));
     }
 }

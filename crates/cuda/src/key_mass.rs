@@ -2,7 +2,7 @@
 
 use crate::driver::{Address, Arg, Block, CudaError, Driver, Dtype, Launch, Module};
 use crate::paged::{Cached, Rows};
-use crate::segments::{DeviceKeys, DeviceSegment, Table, with_segments};
+use crate::segments::{DeviceKeys, DeviceSegment, Views, with_segments};
 use std::sync::Arc;
 
 /// Its kernels.
@@ -68,16 +68,18 @@ pub fn key_mass(
     driver: &Arc<dyn Driver>,
     q: &Rows,
     kv: &Cached,
-    views: &[Vec<DeviceSegment>],
+    views: &Views,
     scale: f32,
     lse: Address,
 ) -> Result<Masses, CudaError> {
     let counted = |s: &DeviceSegment| matches!(s.keys, DeviceKeys::Counted { .. });
-    assert!(!views.iter().flatten().any(counted), "key_mass: the number of keys must be known to the host");
-    let call = Call::new(driver, q, kv, views)?;
-    let len = |list: &Vec<DeviceSegment>| list.iter().map(|s| s.keys.capacity()).sum::<usize>();
-    let of_head = |head: usize| &views[if views.len() == 1 { 0 } else { head / call.group }];
-    let lens: Vec<usize> = (0..q.n_heads).map(|head| len(of_head(head))).collect();
+    assert!(
+        !views.lists().iter().flatten().any(counted),
+        "key_mass: the number of keys must be known to the host"
+    );
+    let call = Call::new(q, kv, views)?;
+    let len = |head: usize| views.list(head / call.group).iter().map(|s| s.keys.capacity()).sum();
+    let lens: Vec<usize> = (0..q.n_heads).map(len).collect();
     let stride = lens.iter().copied().max().unwrap_or(0);
     let data = Block::new(driver, 4 * q.n_heads * stride)?;
     if stride > 0 && q.q_len == 0 {
@@ -87,9 +89,9 @@ pub fn key_mass(
         let args = [
             Arg::Pointer(q.data),
             Arg::Pointer(kv.pages),
-            Arg::Pointer(call.table.entries()),
-            Arg::Pointer(call.table.starts()),
-            Arg::Int(call.table.lists as i32),
+            Arg::Pointer(views.entries()),
+            Arg::Pointer(views.starts()),
+            Arg::Int(views.lists().len() as i32),
             Arg::Int(q.q_len as i32),
             Arg::Int(q.n_heads as i32),
             Arg::Int(call.group as i32),
@@ -106,7 +108,7 @@ pub fn key_mass(
     Ok(Masses { data, stride, lens })
 }
 
-/// Adds to `mass[t]`, for each token t of a list that all KV heads share, the attention that it gets from all heads of one query, the
+/// Adds to `mass[t]`, for each token t of the one list that all KV heads share, the attention that it gets from all heads of one query, the
 /// heads in their order. `mass: [tokens]` in f32 has room for every token of the list, in which each stands at most once;
 /// `lse: [n_heads]` is what [`crate::attend::attend`] gave.
 ///
@@ -114,23 +116,24 @@ pub fn key_mass(
 /// When the device fails, or no kernel serves the shape.
 ///
 /// # Panics
-/// If shapes do not fit together, or there is more than one query.
+/// If shapes do not fit together, or there is more than one query or list.
 pub fn add_mass_of_tokens(
     driver: &Arc<dyn Driver>,
     q: &Rows,
     kv: &Cached,
-    list: &[DeviceSegment],
+    views: &Views,
     scale: f32,
     lse: Address,
     mass: Address,
 ) -> Result<(), CudaError> {
     assert_eq!(q.q_len, 1, "the mass of tokens is added up over the heads of one query");
-    let call = Call::new(driver, q, kv, &[list.to_vec()])?;
+    assert_eq!(views.lists().len(), 1, "KV heads that see different tokens have no mass of tokens together");
+    let call = Call::new(q, kv, views)?;
     let args = [
         Arg::Pointer(q.data),
         Arg::Pointer(kv.pages),
-        Arg::Pointer(call.table.entries()),
-        Arg::Pointer(call.table.starts()),
+        Arg::Pointer(views.entries()),
+        Arg::Pointer(views.starts()),
         Arg::Int(kv.n_kv_heads as i32),
         Arg::Int(q.n_heads as i32),
         Arg::Int(call.group as i32),
@@ -145,7 +148,6 @@ pub fn add_mass_of_tokens(
 
 /// What both kernels need.
 struct Call {
-    table: Table,
     group: usize,
     head_dim: usize,
     dtype: Dtype,
@@ -154,12 +156,7 @@ struct Call {
 }
 
 impl Call {
-    fn new(
-        driver: &Arc<dyn Driver>,
-        q: &Rows,
-        kv: &Cached,
-        views: &[Vec<DeviceSegment>],
-    ) -> Result<Self, CudaError> {
+    fn new(q: &Rows, kv: &Cached, views: &Views) -> Result<Self, CudaError> {
         let (heads, kv_heads, head_dim) = (q.n_heads, kv.n_kv_heads, kv.head_dim);
         assert!(
             q.head_dim == head_dim && heads.is_multiple_of(kv_heads),
@@ -171,13 +168,13 @@ impl Call {
                 what: format!("heads of {head_dim} elements (multiples of 16 up to 256)"),
             });
         }
+        views.check(kv);
         let tiles = |list: &Vec<DeviceSegment>| list.iter().map(|s| s.keys.capacity().div_ceil(KEYS)).sum();
         Ok(Self {
-            table: Table::new(driver, views, kv_heads, head_dim)?,
             group: heads / kv_heads,
             head_dim,
             dtype: kv.dtype,
-            tiles: views.iter().map(tiles).max().unwrap_or(0),
+            tiles: views.lists().iter().map(tiles).max().unwrap_or(0),
         })
     }
 

@@ -1,6 +1,7 @@
 //! Segments of cached keys as kernels see them.
 
 use crate::driver::{Address, Block, CudaError, Driver};
+use crate::paged::Cached;
 use crate::rope::{DeviceRope, RopeEntry, Ropes};
 use bytemuck::{Pod, Zeroable};
 use reattention_kernels::{Band, KeySet, Position, Segment};
@@ -104,18 +105,6 @@ impl DeviceSegment {
         })
     }
 
-    /// Copies of all segments of all lists.
-    ///
-    /// # Errors
-    /// When the device has not enough memory.
-    pub fn of_views(
-        driver: &Arc<dyn Driver>,
-        ropes: &Ropes,
-        views: &[Vec<Segment>],
-    ) -> Result<Vec<Vec<Self>>, CudaError> {
-        views.iter().map(|list| list.iter().map(|s| Self::new(driver, ropes, s)).collect()).collect()
-    }
-
     fn entry(&self) -> SegmentEntry {
         let (tokens, count, first) = match self.keys {
             DeviceKeys::Range { first, .. } => (0, 0, first),
@@ -145,54 +134,69 @@ impl DeviceSegment {
     }
 }
 
-/// All lists of one call, in device memory.
+/// Lists of segments in device memory: one for all KV heads, or one a KV head. What is the same for several layers is copied once.
 #[derive(Debug)]
-pub(crate) struct Table {
-    block: Block,
-    segments: usize,
-    /// Lists: one for all KV heads, or one a KV head.
-    pub(crate) lists: usize,
-    /// Segments of the longest list.
-    pub(crate) longest: usize,
+pub struct Views {
+    lists: Vec<Vec<DeviceSegment>>,
+    /// [`SegmentEntry`] after [`SegmentEntry`], then where each list starts and the last one ends.
+    table: Block,
 }
 
-impl Table {
-    /// # Panics
-    /// Unless there is one list, or one a KV head, and every table is for rows of `head_dim`.
-    pub(crate) fn new(
-        driver: &Arc<dyn Driver>,
-        views: &[Vec<DeviceSegment>],
-        n_kv_heads: usize,
-        head_dim: usize,
-    ) -> Result<Self, CudaError> {
-        assert!(
-            views.len() == 1 || views.len() == n_kv_heads,
-            "{} lists of segments for {n_kv_heads} KV heads",
-            views.len()
-        );
-        for rope in views.iter().flatten().flat_map(|s| [&s.key_rope, &s.query_rope]) {
-            assert_eq!(2 * rope.pairs(), head_dim, "frequencies and head_dim");
-        }
-        let entries: Vec<SegmentEntry> = views.iter().flatten().map(DeviceSegment::entry).collect();
+impl Views {
+    /// Copies what the device needs to know of the segments.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    pub fn new(driver: &Arc<dyn Driver>, lists: Vec<Vec<DeviceSegment>>) -> Result<Self, CudaError> {
+        let entries: Vec<SegmentEntry> = lists.iter().flatten().map(DeviceSegment::entry).collect();
         let mut starts = vec![0i32];
-        for list in views {
+        for list in &lists {
             starts.push(starts[starts.len() - 1] + list.len() as i32);
         }
         // One copy to the device takes less than two.
         let mut bytes: Vec<u8> = bytemuck::cast_slice(&entries).to_vec();
         bytes.extend_from_slice(bytemuck::cast_slice(&starts));
-        let longest = views.iter().map(Vec::len).max().unwrap_or(0);
-        Ok(Self { block: Block::of(driver, &bytes)?, segments: entries.len(), lists: views.len(), longest })
+        Ok(Self { table: Block::of(driver, &bytes)?, lists })
+    }
+
+    /// Copies of segments of the host.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    pub fn of(driver: &Arc<dyn Driver>, ropes: &Ropes, views: &[Vec<Segment>]) -> Result<Self, CudaError> {
+        let list = |list: &Vec<Segment>| list.iter().map(|s| DeviceSegment::new(driver, ropes, s)).collect();
+        Self::new(driver, views.iter().map(list).collect::<Result<_, _>>()?)
+    }
+
+    /// The lists.
+    pub fn lists(&self) -> &[Vec<DeviceSegment>] {
+        &self.lists
+    }
+
+    /// The list of KV head `kv_head`.
+    pub fn list(&self, kv_head: usize) -> &[DeviceSegment] {
+        &self.lists[if self.lists.len() == 1 { 0 } else { kv_head }]
+    }
+
+    /// # Panics
+    /// Unless there is one list, or one a KV head, and every table is for rows of the right length.
+    pub(crate) fn check(&self, kv: &Cached) {
+        let (lists, heads) = (self.lists.len(), kv.n_kv_heads);
+        assert!(lists == 1 || lists == heads, "{lists} lists of segments for {heads} KV heads");
+        for rope in self.lists.iter().flatten().flat_map(|s| [&s.key_rope, &s.query_rope]) {
+            assert_eq!(2 * rope.pairs(), kv.head_dim, "frequencies and head_dim");
+        }
     }
 
     /// `const Segment *` of the kernels.
     pub(crate) fn entries(&self) -> Address {
-        self.block.at()
+        self.table.at()
     }
 
     /// `[lists + 1]` int: which segments belong to a list.
     pub(crate) fn starts(&self) -> Address {
-        self.block.at() + (self.segments * size_of::<SegmentEntry>()) as Address
+        let segments: usize = self.lists.iter().map(Vec::len).sum();
+        self.table.at() + (segments * size_of::<SegmentEntry>()) as Address
     }
 }
 

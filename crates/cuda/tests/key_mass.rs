@@ -9,7 +9,7 @@ use reattention_cuda::driver::Block;
 use reattention_cuda::key_mass::{add_mass_of_tokens, key_mass};
 use reattention_cuda::paged::{Copied, copy_queries};
 use reattention_cuda::rope::Ropes;
-use reattention_cuda::segments::{DeviceKeys, DeviceSegment};
+use reattention_cuda::segments::{DeviceKeys, DeviceSegment, Views};
 use reattention_kernels::{Backend, Band, KeySet, KvView, Position, Queries, Reference, Segment};
 use std::sync::Arc;
 use views::{Shape, assert_near, device, part, rope, segment};
@@ -30,7 +30,7 @@ fn run(
     let (kv, ropes) = (Copied::new(&driver, kv).unwrap(), Ropes::new(&driver));
     let (_block, rows) = copy_queries(&driver, q).unwrap();
     let lse = Block::of(&driver, lse).unwrap();
-    let segments = DeviceSegment::of_views(&driver, &ropes, views).unwrap();
+    let segments = Views::of(&driver, &ropes, views).unwrap();
     let mass = key_mass(&driver, &rows, &kv.cached(), &segments, scale, lse.at()).unwrap().read().unwrap();
     driver.wait().unwrap();
     mass
@@ -51,7 +51,7 @@ fn check(shape: &Shape, seen: &[Vec<Segment>], views: &[Vec<Segment>], rng: &mut
     for (head, (got, want)) in got.iter().zip(&want).enumerate() {
         assert_near(got, want, TOLERANCE, &format!("{shape:?}, seed {seed}, head {head}"));
     }
-    if seed % 4 == 0 {
+    if seed.is_multiple_of(4) {
         assert!(
             got == run(seed + 1, &q, &kv, views, scale, &lse),
             "{shape:?}: depends on the order of threads"
@@ -70,7 +70,7 @@ fn agrees_with_the_reference_over_random_segments() {
         let len = rng.pick(&[1, 40, 129, 700, 1300]);
         let shape = Shape {
             half: round % 2 == 0,
-            head_dim: [16, 32, 48, 128, 16, 256][round % 6],
+            head_dim: [16, 32, 48, 16, 128, 256][round % 6],
             n_kv_heads: rng.int(1, 3),
             group: rng.pick(&[1, 2, 3, 5, 7, 16, 24]),
             q_len: rng.pick(&[1, 1, 2, 9, 23]),
@@ -131,7 +131,7 @@ fn released_pages_are_not_touched() {
     let (kv, ropes) = (Copied::new(&driver, &store.view()).unwrap(), Ropes::new(&driver));
     let (_block, rows) = copy_queries(&driver, &shape.queries(&data)).unwrap();
     let lse = Block::of(&driver, &vec![7.0f32; q_len * 2]).unwrap();
-    let segments = DeviceSegment::of_views(&driver, &ropes, &views).unwrap();
+    let segments = Views::of(&driver, &ropes, &views).unwrap();
     let mass = key_mass(&driver, &rows, &kv.cached(), &segments, 0.2, lse.at()).unwrap().read().unwrap();
     for of_head in mass {
         assert!(of_head[..2048].iter().all(|m| *m == 0.0) && of_head[2100..len].iter().all(|m| *m > 0.0));
@@ -184,9 +184,10 @@ fn the_mass_of_tokens_is_added_up_over_heads() {
                 let count = Block::of(&driver, &[found as u32]).unwrap();
                 let mut list = list.clone().map(|s| DeviceSegment::new(&driver, &ropes, &s).unwrap());
                 list[1].keys = DeviceKeys::Counted { tokens: found_tokens.at(), count: count.at(), capacity };
+                let views = Views::new(&driver, vec![list.to_vec()]).unwrap();
                 let lse = Block::of(&driver, &lse).unwrap();
                 let mass = Block::of(&driver, &(0..len).map(|t| (t % 5) as f32).collect::<Vec<_>>()).unwrap();
-                add_mass_of_tokens(&driver, &rows, &kv.cached(), &list, scale, lse.at(), mass.at()).unwrap();
+                add_mass_of_tokens(&driver, &rows, &kv.cached(), &views, scale, lse.at(), mass.at()).unwrap();
                 mass.read(0, len).unwrap()
             })
             .collect();
