@@ -1,8 +1,9 @@
 // Softmax attention over segments of cached keys, in one pass over them.
 //
 // A block has ROWS query rows of one KV head (a row is a token and a head of the group, so that a key is read once for the
-// group) and one of `splits` shares of the keys that any of its rows sees. Keys and values stream through STAGES stages of shared memory, KEYS at a
-// time; keys are turned to their positions where they lie. Macros:
+// group) and one of several shares of the keys that any of its rows sees. Keys and values stream through STAGES stages of
+// shared memory, KEYS at a time; keys are turned to their positions where they lie. A thread copies and turns the same
+// elements, so it need not wait for others in between. Macros:
 //   ROWS, KEYS  rows of a block and keys of a tile
 //   WARPS       warps of a block
 //   ROW_TILES   rows of a warp, in sixteens; warps that are not needed for ROWS rows share out the keys of a tile
@@ -23,6 +24,9 @@
 #define MERGED_STRIDE (HEAD_DIM + 8)
 #define LOG2_E 1.44269504088896341f
 #define LN_2 0.69314718055994531f
+
+static_assert(ROWS <= THREADS && KEYS <= THREADS, "a thread for each row and each key of a tile");
+static_assert(ROW_WARPS * WARP_ROWS == ROWS && WARP_KEYS % 16 == 0 && WARP_KEYS % PIECE == 0, "warps share out a tile");
 
 // A block's share of one segment.
 struct Share {
@@ -390,18 +394,17 @@ extern "C" __global__ void attend(
     }
 
     // Tokens of the first tiles, then their copies; from then on tokens are read a tile ahead of the copies.
-    int ahead = 0;
-    for (int i = 0; i < STAGES - 1; i++) {
-        Place place = place_in(segments, memory.shares, ahead, begin + i, end);
-        note(memory, segments, i, place);
-        ahead = place.segment;
-    }
+    Place places[STAGES - 1];
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++) places[i] = place_in(segments, memory.shares, i == 0 ? 0 : places[i - 1].segment, begin + i, end);
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++) note(memory, segments, i, places[i]);
     __syncthreads();
     for (int i = 0; i < STAGES - 1; i++) {
         start_copies(memory, pages, kv_head, i, i);
         copy_async_commit();
     }
-    Place next = place_in(segments, memory.shares, ahead, begin + STAGES - 1, end);
+    Place next = place_in(segments, memory.shares, places[STAGES - 2].segment, begin + STAGES - 1, end);
 
     int segment = 0, staged = -1, stage = 0, slot = 0, free_stage = STAGES - 1, free_slot = STAGES - 1;
     // What all rows of the warp see, and what any of them sees.
@@ -463,23 +466,39 @@ extern "C" __global__ void attend(
 #endif
 }
 
-// Adds up splits in their order. A block a row of `[q_len, n_heads]`, at least HEAD_DIM threads.
+// Threads that share out the splits of a column.
+#define MERGERS 4
+
+// Adds up what the splits have, always in the same order. A block a row of `[q_len, n_heads]`, MERGERS times as many threads as
+// columns, these in whole warps.
 extern "C" __global__ void merge_splits(
     const float *split_max, const float *split_sum, const float *split_out, int splits, float *out, float *lse
 ) {
+    __shared__ float sums[MERGERS], values[MERGERS * HEAD_DIM];
     long long row = blockIdx.x, rows = gridDim.x;
-    float largest = MINUS_INFINITY, sum = 0, value = 0;
-    for (int i = 0; i < splits; i++) largest = fmaxf(largest, split_max[i * rows + row]);
-    for (int i = 0; i < splits; i++) {
-        float max = split_max[i * rows + row];
-        // Such a split saw nothing and wrote nothing else.
-        if (max == MINUS_INFINITY) continue;
+    int columns = blockDim.x / MERGERS, part = threadIdx.x / columns, column = threadIdx.x % columns;
+    bool has_column = column < HEAD_DIM;
+    float largest = MINUS_INFINITY;
+    for (int i = threadIdx.x % WARP; i < splits; i += WARP) largest = fmaxf(largest, split_max[i * rows + row]);
+    largest = warp_max(largest);
+    float sum = 0, value = 0;
+    // Without branches, so that many loads are under way. A split that saw nothing wrote its largest logit alone.
+#pragma unroll 8
+    for (int i = part; i < splits; i += MERGERS) {
+        long long at = i * rows + row;
+        float max = split_max[at], its_sum = split_sum[at], its_value = has_column ? split_out[at * HEAD_DIM + column] : 0;
         float factor = exp2f(max - largest);
-        sum += factor * split_sum[i * rows + row];
-        if (threadIdx.x < HEAD_DIM) value += factor * split_out[(i * rows + row) * HEAD_DIM + threadIdx.x];
+        sum += max != MINUS_INFINITY ? factor * its_sum : 0;
+        value += max != MINUS_INFINITY ? factor * its_value : 0;
     }
+    if (column == 0) sums[part] = sum;
+    if (has_column) values[part * HEAD_DIM + column] = value;
+    __syncthreads();
+    if (part > 0 || !has_column) return;
+    for (int i = 1; i < MERGERS; i++) value += values[i * HEAD_DIM + column];
     Results to;
     to.lse = lse, to.split_max = 0;
-    float factor = finish(to, row, threadIdx.x == 0, largest, sum);
-    if (threadIdx.x < HEAD_DIM) out[row * HEAD_DIM + threadIdx.x] = value * factor;
+    float total = 0;
+    for (int i = 0; i < MERGERS; i++) total += sums[i];
+    out[row * HEAD_DIM + column] = value * finish(to, row, column == 0, largest, total);
 }

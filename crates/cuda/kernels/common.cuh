@@ -2,7 +2,7 @@
 // no toolkit. Macros given from outside:
 //   ELEMENT   type of cached keys and values and of dense inputs: 0 bfloat16, 1 half, 2 float
 //   HEAD_DIM  length of one head's vector, where a family needs it
-// The host side of every struct is in src/abi.rs.
+// The host fills in PageEntry (src/paged.rs) and Segment (src/segments.rs).
 
 typedef unsigned char u8;
 typedef unsigned short u16;

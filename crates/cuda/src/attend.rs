@@ -33,7 +33,10 @@ const BLOCKS: usize = 264;
 /// Tiles of keys below which a split would mostly set out and come back.
 const LEAST_TILES: usize = 2;
 
-/// Splits at most: the merge goes over them one by one.
+/// `MERGERS` of the kernel.
+const MERGERS: usize = 4;
+
+/// Splits at most: the merge goes over all of them.
 const MOST_SPLITS: usize = 256;
 
 /// Softmax attention over segments, as `Backend::attend` of `reattention-kernels` says.
@@ -114,7 +117,7 @@ pub fn attend(
     unsafe { driver.launch(kernel, launch, &args)? };
     if splits > 1 {
         let kernel = driver.function(&MODULE, &defines, "merge_splits")?;
-        let threads = q.head_dim.next_multiple_of(32) as u32;
+        let threads = (MERGERS * q.head_dim.next_multiple_of(32)) as u32;
         let launch = Launch { grid: [all_rows as u32, 1, 1], threads, shared: 0 };
         let args = [split_max, split_sum, split_out, Arg::Int(splits as i32), Arg::Pointer(out), lse];
         // SAFETY: as above; the grid has a block for every row.
