@@ -276,7 +276,8 @@ pub trait Driver: Send + Sync + Debug {
     /// When the geometry is impossible, or the device fails.
     ///
     /// # Safety
-    /// The arguments have the number and types of the kernel's parameters, and what the kernel reads and writes is taken.
+    /// The function comes from this driver, the arguments have the number and types of the kernel's parameters, and what the
+    /// kernel reads and writes is taken.
     unsafe fn launch(&self, function: Function, launch: Launch, args: &[Arg]) -> Result<(), CudaError>;
 
     /// Multiplies.
