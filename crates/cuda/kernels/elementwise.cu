@@ -176,6 +176,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_bias(float *y, const f
     }
 }
 
+// Row i of x is multiplied with factors[i]; a block a row.
+extern "C" __global__ void __launch_bounds__(THREADS) scale_rows(float *x, const float *factors, int n) {
+    x += (long long)blockIdx.x * n;
+    float factor = factors[blockIdx.x];
+    for (int i = threadIdx.x; i < n; i += THREADS) x[i] *= factor;
+}
+
 // ---- between types ----
 
 extern "C" __global__ void __launch_bounds__(THREADS) to_element(const float *x, element *y, long long n) {

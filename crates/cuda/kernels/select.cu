@@ -162,13 +162,11 @@ __device__ __forceinline__ u64 narrow(Tallies *t, int n, bool is_tie, u64 tie, u
         high = last_of_bin < high ? last_of_bin : high;
         wanted -= shared->above;
         inside = shared->inside;
-        // The next round clears and writes these.
-        __syncthreads();
     }
     return low;
 }
 
-// Marks the spans of the `clip` heaviest candidates, ties to the lower token. One block.
+// Marks the spans of the `clip` heaviest candidates, ties to the lower token. One block, all of which sees the marks after.
 __device__ __forceinline__ void choose(int clip, int before, int after, int length, Tallies *t, Shared *shared) {
     int n = (int)t->n_candidates;
     u64 least = 0, least_of_tie = 0;
@@ -219,7 +217,6 @@ select_all(const u32 *voted, const float *scores, int votes, int k, int rule, fl
     weigh(threadIdx.x, BLOCK, t);
     __syncthreads();
     choose(clip, before, after, length, t, &shared);
-    __syncthreads();
     int words = (length + 31) / 32;
     u32 listed = 0, total;
     for (int first = 0; first < words; first += BLOCK) {

@@ -104,16 +104,12 @@ __device__ __forceinline__ void load_b_pair(FragmentB b[2], const element *tile)
 #endif
 }
 
-// A list of the best of a row: slot i at [i * LISTS], best first. Only the first lane of the row's four touches it; all four
-// know the score of the last slot.
-struct List {
-    float *scores;
-    u32 *tokens;
-};
-
-// The best of what the four lanes of a row offer enters its list if it is better than the last of it. All lanes of the warp
-// call this together. Returns whether any row's did; `token` becomes that of the row's best.
-__device__ __forceinline__ bool offer(const List &list, int k, float score, int &token, float &worst) {
+// The best of what the four lanes of a row offer enters the row's list if it is better than the last of it. All lanes of the
+// warp call this together. Returns whether any row's did; `token` becomes that of the row's best.
+//
+// Slot i of a list is at [i * LISTS], best first; tokens stand LISTS * k behind their scores. Only the first of the four lanes
+// touches it; all four know its last score.
+__device__ __forceinline__ bool offer(float *list, int k, float score, int &token, float &worst) {
     int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int d = 1; d < 4; d *= 2) {
@@ -129,14 +125,15 @@ __device__ __forceinline__ bool offer(const List &list, int k, float score, int 
     float last = worst;
     if (enters && lane % 4 == 0) {
         // Tokens come in ascending order, so that an equal score stays before this one.
-        int slot = k - 1;
-        for (; slot > 0 && list.scores[(slot - 1) * LISTS] < score; slot--) {
-            list.scores[slot * LISTS] = list.scores[(slot - 1) * LISTS];
-            list.tokens[slot * LISTS] = list.tokens[(slot - 1) * LISTS];
+        u32 *tokens = (u32 *)list + LISTS * k;
+        int at = (k - 1) * LISTS;
+        for (; at > 0 && list[at - LISTS] < score; at -= LISTS) {
+            list[at] = list[at - LISTS];
+            tokens[at] = tokens[at - LISTS];
         }
-        list.scores[slot * LISTS] = score;
-        list.tokens[slot * LISTS] = (u32)token;
-        last = list.scores[(k - 1) * LISTS];
+        list[at] = score;
+        tokens[at] = (u32)token;
+        last = list[(k - 1) * LISTS];
     }
     worst = __shfl_sync(FULL, last, lane / 4 * 4);
     return true;
@@ -154,36 +151,31 @@ top_k_scores(const float *queries, const PageEntry *pages, int n_heads, int kv_s
     int kv_head = blockIdx.y, part = blockIdx.z * TEAMS + team;
     int first_row = (blockIdx.x * (SHARE_KEYS ? WARPS : 1) + (SHARE_KEYS ? warp : 0)) * WARP_ROWS;
     element *stages = (element *)memory + team * (STAGES * TILE * STRIDE);
-    float *list_scores = (float *)((element *)memory + TEAMS * STAGES * TILE * STRIDE) + warp * WARP_ROWS;
-    u32 *list_tokens = (u32 *)(list_scores + LISTS * k);
+    float *lists = (float *)((element *)memory + TEAMS * STAGES * TILE * STRIDE) + warp * WARP_ROWS;
 
     // Units are dealt out evenly.
     long long units = (end - begin + UNIT - 1) / UNIT;
     int from = begin + (int)(units * part / parts) * UNIT;
     int to = begin + (int)(units * (part + 1) / parts) * UNIT;
     to = to < end ? to : end;
-    int tiles = (to - from + TILE - 1) / TILE;
 
 #pragma unroll
-    for (int tile = 0; tile < STAGES - 1; tile++) {
-        if (tile < tiles) load_tile(stages + tile * TILE * STRIDE, pages, kv_head, from + tile * TILE, to);
+    for (int i = 0; i < STAGES - 1; i++) {
+        if (from + i * TILE < to) load_tile(stages + i * TILE * STRIDE, pages, kv_head, from + i * TILE, to);
         copy_async_commit();
     }
 
     FragmentA q[FRAGMENTS][STEPS];
     load_queries(q, queries, n_heads, kv_head, kv_step, head_step, group, first_voter, voter_stride, first_row, rows);
     float worst[OWN];
-    List list[OWN];
+    float *list = lists + lane / 4;
 #pragma unroll
     for (int own = 0; own < OWN; own++) {
-        int row = own * 8 + lane / 4;
         // Nothing is better than what rows beyond the last have.
-        worst[own] = first_row + row < rows ? MINUS_INFINITY : -MINUS_INFINITY;
-        list[own].scores = list_scores + row;
-        list[own].tokens = list_tokens + row;
+        worst[own] = first_row + own * 8 + lane / 4 < rows ? MINUS_INFINITY : -MINUS_INFINITY;
         for (int slot = 0; slot < k && lane % 4 == 0; slot++) {
-            list[own].scores[slot * LISTS] = MINUS_INFINITY;
-            list[own].tokens[slot * LISTS] = NONE;
+            list[own * 8 + slot * LISTS] = MINUS_INFINITY;
+            ((u32 *)list)[own * 8 + (k + slot) * LISTS] = NONE;
         }
     }
 #if BEST_PER_TILE
@@ -194,14 +186,12 @@ top_k_scores(const float *queries, const PageEntry *pages, int n_heads, int kv_s
 #endif
 
     int stage = 0;
-    for (int tile = 0; tile < tiles; tile++) {
+    for (int tile = from; tile < to; tile += TILE) {
         COPY_ASYNC_WAIT(STAGES - 2);
         // The tile is there for all, and none still reads the one before, whose place the next to come takes.
         TEAM_BARRIER();
-        if (tile + STAGES - 1 < tiles) {
-            int vacant = stage == 0 ? STAGES - 1 : stage - 1;
-            load_tile(stages + vacant * TILE * STRIDE, pages, kv_head, from + (tile + STAGES - 1) * TILE, to);
-        }
+        int ahead = tile + (STAGES - 1) * TILE;
+        if (ahead < to) load_tile(stages + (stage == 0 ? STAGES - 1 : stage - 1) * TILE * STRIDE, pages, kv_head, ahead, to);
         copy_async_commit();
         const element *keys = stages + stage * TILE * STRIDE;
         stage = stage == STAGES - 1 ? 0 : stage + 1;
@@ -228,8 +218,8 @@ top_k_scores(const float *queries, const PageEntry *pages, int n_heads, int kv_s
             }
 
             // This thread has columns 8n + 2(lane % 4) and the one after of its rows.
-            int token = from + tile * TILE + chunk + lane % 4 * 2;
-            if (from + tile * TILE + chunk + CHUNK > to) {
+            int token = tile + chunk + lane % 4 * 2;
+            if (tile + chunk + CHUNK > to) {
 #pragma unroll
                 for (int i = 0; i < OWN * CHUNK / 4; i++) {
                     int own = i / (CHUNK / 4), n = i / 2 % (CHUNK / 8), j = i % 2;
@@ -245,19 +235,18 @@ top_k_scores(const float *queries, const PageEntry *pages, int n_heads, int kv_s
                     if (score > best[own]) best[own] = score, best_token[own] = token + i / 2 * 8 + i % 2;
                 }
 #else
-            float most[OWN];
-            bool enters = false;
+            u32 enters = 0; // a bit for each row
 #pragma unroll
             for (int own = 0; own < OWN; own++) {
-                most[own] = MINUS_INFINITY;
+                float most = MINUS_INFINITY;
 #pragma unroll
-                for (int i = 0; i < CHUNK / 4; i++) most[own] = fmaxf(most[own], s[own / 2][i / 2][own % 2 * 2 + i % 2]);
-                enters = enters || most[own] > worst[own];
+                for (int i = 0; i < CHUNK / 4; i++) most = fmaxf(most, s[own / 2][i / 2][own % 2 * 2 + i % 2]);
+                enters |= (most > worst[own] ? 1u : 0u) << own;
             }
-            if (!__any_sync(FULL, enters)) continue;
+            if (!__any_sync(FULL, enters != 0)) continue;
 #pragma unroll
             for (int own = 0; own < OWN; own++) {
-                if (!__any_sync(FULL, most[own] > worst[own])) continue;
+                if (!__any_sync(FULL, enters >> own & 1)) continue;
                 while (true) {
                     float score = MINUS_INFINITY;
                     int best = token;
@@ -266,7 +255,7 @@ top_k_scores(const float *queries, const PageEntry *pages, int n_heads, int kv_s
                         float other = s[own / 2][i / 2][own % 2 * 2 + i % 2];
                         if (other > score) score = other, best = token + i / 2 * 8 + i % 2;
                     }
-                    if (!offer(list[own], k, score, best, worst[own])) break;
+                    if (!offer(list + own * 8, k, score, best, worst[own])) break;
                     // Those that did not enter will not later either.
 #pragma unroll
                     for (int i = 0; i < CHUNK / 4; i++)
@@ -276,10 +265,10 @@ top_k_scores(const float *queries, const PageEntry *pages, int n_heads, int kv_s
 #endif
         }
 #if BEST_PER_TILE
-        if ((tile + 1) * TILE % BEST_PER_TILE == 0 || tile == tiles - 1) {
+        if ((tile + TILE - from) % BEST_PER_TILE == 0 || tile + TILE >= to) {
 #pragma unroll
             for (int own = 0; own < OWN; own++) {
-                offer(list[own], k, best[own], best_token[own], worst[own]);
+                offer(list + own * 8, k, best[own], best_token[own], worst[own]);
                 best[own] = MINUS_INFINITY;
             }
         }
@@ -292,8 +281,8 @@ top_k_scores(const float *queries, const PageEntry *pages, int n_heads, int kv_s
         int row = i / k, slot = i % k;
         if (first_row + row >= rows) break;
         long long at = (((long long)kv_head * rows + first_row + row) * parts + part) * k + slot;
-        scores[at] = list_scores[slot * LISTS + row];
-        tokens[at] = list_tokens[slot * LISTS + row];
+        scores[at] = lists[slot * LISTS + row];
+        tokens[at] = ((u32 *)lists)[(k + slot) * LISTS + row];
     }
 }
 

@@ -78,6 +78,20 @@ pub fn add_bias(
     run(driver, Dtype::Bf16, "add_bias", rows, &[Arg::Pointer(y), Arg::Pointer(bias), int(n)?])
 }
 
+/// Multiplies row `i` of `x: [rows, n]` with `factors[i]`.
+///
+/// # Errors
+/// When the device fails.
+pub fn scale_rows(
+    driver: &Arc<dyn Driver>,
+    x: Address,
+    factors: Address,
+    rows: usize,
+    n: usize,
+) -> Result<(), CudaError> {
+    run(driver, Dtype::Bf16, "scale_rows", rows, &[Arg::Pointer(x), Arg::Pointer(factors), int(n)?])
+}
+
 /// The nearest `dtype` of each of `n` numbers, as products and kernels take them.
 ///
 /// # Errors

@@ -2,7 +2,8 @@
 
 use crate::driver::{Address, Block, CudaError, Driver, Dtype};
 use bytemuck::{Pod, Zeroable};
-use reattention_kernels::{Buffer, KvView, Pages, Queries};
+use reattention_kernels::{Buffer, KvView, PAGE, Pages, Queries};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// An entry of a layer's page table; `PageEntry` of the kernels.
@@ -60,13 +61,25 @@ impl Copied {
     /// # Errors
     /// When the device has not enough memory.
     pub fn new(driver: &Arc<dyn Driver>, kv: &KvView) -> Result<Self, CudaError> {
+        Self::within(driver, kv, std::slice::from_ref(&(0..kv.len)))
+    }
+
+    /// Copies the pages that hold tokens of `extents`.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    pub fn within(
+        driver: &Arc<dyn Driver>,
+        kv: &KvView,
+        extents: &[Range<usize>],
+    ) -> Result<Self, CudaError> {
         let (entries, pages, dtype) = match kv.pages {
             Pages::F32 { keys, values } => {
-                let (entries, pages) = copy(driver, keys, values)?;
+                let (entries, pages) = copy(driver, keys, values, extents)?;
                 (entries, pages, Dtype::F32)
             }
             Pages::Bf16 { keys, values } => {
-                let (entries, pages) = copy(driver, keys, values)?;
+                let (entries, pages) = copy(driver, keys, values, extents)?;
                 (entries, pages, Dtype::Bf16)
             }
         };
@@ -87,15 +100,18 @@ fn copy<T: bytemuck::Pod>(
     driver: &Arc<dyn Driver>,
     keys: &[Option<Buffer<T>>],
     values: &[Option<Buffer<T>>],
+    extents: &[Range<usize>],
 ) -> Result<(Vec<PageEntry>, Vec<Block>), CudaError> {
     let (mut entries, mut blocks) = (Vec::new(), Vec::new());
-    for (keys, values) in keys.iter().zip(values) {
+    for (number, (keys, values)) in keys.iter().zip(values).enumerate() {
+        let tokens = number * PAGE..(number + 1) * PAGE;
+        let is_wanted = extents.iter().any(|e| e.start < tokens.end && tokens.start < e.end);
         let mut copy = |page: &Option<Buffer<T>>| match page {
-            Some(page) => {
+            Some(page) if is_wanted => {
                 blocks.push(Block::of(driver, page)?);
                 Ok(blocks[blocks.len() - 1].at())
             }
-            None => Ok(0),
+            _ => Ok(0),
         };
         entries.push(PageEntry { keys: copy(keys)?, values: copy(values)? });
     }

@@ -17,8 +17,8 @@ use std::sync::Arc;
 /// The kernels.
 pub const MODULE: Module = Module { name: "select", text: include_str!("../kernels/select.cu") };
 
-/// Nothing here looks at keys.
-pub(crate) const DEFINES: [(&str, i64); 1] = [("ELEMENT", 0)];
+/// Its macros: nothing here looks at keys.
+pub const DEFINES: [(&str, i64); 1] = [("ELEMENT", 0)];
 
 /// Threads of a block; twin of the macro in `select.cu`.
 const BLOCK: usize = 1024;

@@ -209,6 +209,32 @@ pub fn top_k_of(
     Ok(found)
 }
 
+/// Sets of macros that stand for all that the kernels are compiled with: every length of heads for one token and for a chunk,
+/// and what else there is for one length.
+pub fn variants(head_dims: &[usize]) -> Vec<Vec<(&'static str, i64)>> {
+    let of = |head_dim, rows, dtype, tile| {
+        let work = Work { rows, n_kv_heads: 8, keys: 1 << 17, k: 4, head_dim, dtype, tile };
+        let facts = Facts {
+            name: String::new(),
+            capability: (9, 0),
+            multiprocessors: 132,
+            memory: 80 << 30,
+            shared_per_block: 227 << 10,
+        };
+        Plan::new(&facts, &work).map(|plan| plan.defines(&work).to_vec()).ok()
+    };
+    let of_each =
+        head_dims.iter().flat_map(|&head_dim| [4, 2048].map(|rows| of(head_dim, rows, Dtype::Bf16, None)));
+    let others = [
+        of(128, 32, Dtype::Bf16, None),
+        of(128, 64, Dtype::F16, None),
+        of(128, 2048, Dtype::Bf16, Some(TILE)),
+        of(128, 4, Dtype::F32, None),
+        of(128, 2048, Dtype::F32, None),
+    ];
+    of_each.chain(others).flatten().collect()
+}
+
 /// What there is to search.
 #[derive(Clone, Copy, Debug)]
 struct Work {
@@ -262,14 +288,10 @@ impl Plan {
             (true, false, _) => 64,
         };
         let most_stages = if share_keys { 3 } else { 4 };
-        // Threads of a multiprocessor, for which registers suffice: 128, 168 or 255 each.
-        let most_threads = match (is_long, share_keys) {
-            (true, _) => 256,
-            (false, false) => 384,
-            (false, true) => 512,
-        };
         let fits = |warps: usize| {
             let threads = warps * 32;
+            // So that registers suffice: 255 a thread, 128 where a block has many threads, otherwise 168.
+            let most_threads = if is_long { 256 } else { 384.max(2 * threads) };
             let most_blocks = (most_threads / threads).clamp(1, 4);
             let kinds = (1..=most_blocks)
                 .rev()
@@ -304,7 +326,7 @@ impl Plan {
 
     /// Shared memory of a block: stages of padded rows, and a list for each row of each warp.
     fn shared(&self, work: &Work) -> usize {
-        let row = work.head_dim * element_bytes(work.dtype) + 16;
+        let row = work.head_dim * work.dtype.bytes() + 16;
         let lists = self.warps * 16 * self.fragments;
         self.teams() * self.stages * self.tile * row + lists * work.k * 8
     }
@@ -344,13 +366,8 @@ impl Plan {
     }
 
     fn defines(&self, work: &Work) -> [(&'static str, i64); 10] {
-        let element = match work.dtype {
-            Dtype::Bf16 => 0,
-            Dtype::F16 => 1,
-            Dtype::F32 => 2,
-        };
         [
-            ("ELEMENT", element),
+            ("ELEMENT", work.dtype.element()),
             ("HEAD_DIM", work.head_dim as i64),
             ("WARPS", self.warps as i64),
             ("FRAGMENTS", self.fragments as i64),
@@ -361,13 +378,6 @@ impl Plan {
             ("BLOCKS", self.blocks as i64),
             ("BEST_PER_TILE", work.tile.unwrap_or(0) as i64),
         ]
-    }
-}
-
-fn element_bytes(dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::Bf16 | Dtype::F16 => 2,
-        Dtype::F32 => 4,
     }
 }
 
@@ -430,6 +440,15 @@ mod tests {
                 assert!(launch.grid[1] <= 65_535 && launch.grid[2] <= 65_535 && launch.threads <= 1024);
                 assert!(plan.tile.is_multiple_of(plan.chunk) && TILE.is_multiple_of(plan.tile));
             }
+        }
+    }
+
+    #[test]
+    fn variants_stand_for_tokens_and_chunks_of_every_length() {
+        let all = variants(&[32, 64, 80, 96, 128, 256]);
+        assert_eq!(all.len(), 17);
+        for (i, variant) in all.iter().enumerate() {
+            assert!(!all[..i].contains(variant), "{variant:?}");
         }
     }
 

@@ -1,0 +1,461 @@
+//! Keys and values of a session on the device, in pages that never move but to host memory.
+
+use crate::boxes::Boxes;
+use crate::driver::{Block, CudaError, Driver, Dtype, Pinned};
+use crate::elementwise::{self, NewRows};
+use crate::paged::{Cached, PageEntry, Rows};
+use crate::segments::{DeviceKeys, DeviceSegment, Views};
+use crate::select::{self, Choice, Selected, Tallies, Vote};
+use crate::shared::{Offload, Shared};
+use crate::top_k::{Voters, top_k_of};
+use crate::{attend, key_mass};
+use reattention_kernels::{
+    CacheShape, Chosen, ChosenSegment, DeviceCache, DeviceError, DeviceQueries, DeviceType, DeviceView, PAGE,
+    Search, Segment, Tensor, TopKRequest, VoteRule, bf16, f16,
+};
+use std::any::Any;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Page tables have room for so many pages at least.
+const FIRST_TABLE: usize = 16;
+
+/// Device memory that stays free of keys and values, for what steps work in.
+const RESERVE: usize = 512 << 20;
+
+/// Keys and values of all layers.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    shared: Arc<Shared>,
+    shape: CacheShape,
+    layers: Vec<Layer>,
+    /// Made by the first search.
+    tallies: Option<Tallies>,
+    /// Attention recorded by token, if any was.
+    mass: Option<Block>,
+    /// The same of steps of several tokens, or with a list of segments a KV head.
+    known_mass: Vec<f32>,
+    /// The first page of each layer whose keys may still be on the device, under [`Offload::Old`].
+    oldest: usize,
+}
+
+#[derive(Debug, Default)]
+struct Layer {
+    pages: Vec<Option<Page>>,
+    table: Option<Block>,
+    len: usize,
+    /// Boxes around the keys, once a search looks into some.
+    boxes: Option<Boxes>,
+}
+
+#[derive(Debug)]
+struct Page {
+    keys: Place,
+    values: Place,
+}
+
+/// `[n_kv_heads, PAGE, head_dim]` somewhere.
+#[derive(Debug)]
+enum Place {
+    Device(Block),
+    Host(HostBlock),
+}
+
+/// Pinned host memory that gives itself back.
+#[derive(Debug)]
+struct HostBlock {
+    driver: Arc<dyn Driver>,
+    at: Pinned,
+}
+
+// SAFETY: the block owns the memory at its address, which no thread is bound to.
+unsafe impl Send for HostBlock {}
+// SAFETY: as above; nothing reads or writes through a shared reference but the device.
+unsafe impl Sync for HostBlock {}
+
+impl Drop for HostBlock {
+    fn drop(&mut self) {
+        // SAFETY: the block took the memory and is its only owner.
+        unsafe { self.driver.free_pinned(self.at) };
+    }
+}
+
+impl Place {
+    fn at(&self) -> u64 {
+        match self {
+            Self::Device(block) => block.at(),
+            Self::Host(block) => block.at.device,
+        }
+    }
+}
+
+impl Cache {
+    pub(crate) fn new(shared: Arc<Shared>, shape: CacheShape) -> Self {
+        let layers = (0..shape.layers).map(|_| Layer::default()).collect();
+        Self { shared, shape, layers, tallies: None, mass: None, known_mass: Vec::new(), oldest: 0 }
+    }
+
+    fn check<T>(&self, result: Result<T, CudaError>) -> Result<T, DeviceError> {
+        result.map_err(|error| self.shared.error(error))
+    }
+
+    fn side_bytes(&self) -> usize {
+        self.shape.n_kv_heads * PAGE * self.shape.head_dim * Dtype::from(self.shape.dtype).bytes()
+    }
+
+    fn cached(&self, layer: usize) -> Cached {
+        let of = &self.layers[layer];
+        Cached {
+            pages: of.table.as_ref().map_or(0, Block::at),
+            len: of.len,
+            n_kv_heads: self.shape.n_kv_heads,
+            head_dim: self.shape.head_dim,
+            dtype: self.shape.dtype.into(),
+        }
+    }
+
+    fn rows(&self, q: &DeviceQueries) -> Rows {
+        let DeviceQueries { n_heads, q_len, first, .. } = *q;
+        let head_dim = self.shape.head_dim;
+        assert!(q_len * n_heads * head_dim <= q.data.len, "queries of [{q_len}, {n_heads}, {head_dim}]");
+        Rows { data: q.data.address, n_heads, q_len, head_dim, first }
+    }
+
+    /// Makes room for `n` more tokens in a layer.
+    fn grow(&mut self, layer: usize, n: usize) -> Result<(), CudaError> {
+        let of = &self.layers[layer];
+        let (from, to) = (of.len / PAGE, (of.len + n).div_ceil(PAGE));
+        for page in from..to {
+            if self.layers[layer].pages.get(page).is_some_and(Option::is_some) {
+                continue;
+            }
+            let keys = self.place(false)?;
+            let values = self.place(self.shared.offload != Offload::Off)?;
+            let entry = PageEntry { keys: keys.at(), values: values.at() };
+            let of = &mut self.layers[layer];
+            if of.pages.len() <= page {
+                of.pages.resize_with(page + 1, || None);
+            }
+            of.pages[page] = Some(Page { keys, values });
+            self.enter(layer, page, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Writes an entry of a layer's page table, which grows by doubling.
+    fn enter(&mut self, layer: usize, page: usize, entry: PageEntry) -> Result<(), CudaError> {
+        let of = &mut self.layers[layer];
+        match &of.table {
+            Some(table) if (page + 1) * size_of::<PageEntry>() <= table.bytes() => {
+                table.write(page * size_of::<PageEntry>(), &[entry])
+            }
+            _ => {
+                let mut entries: Vec<PageEntry> = of.pages.iter().map(Page::entry).collect();
+                entries.resize((2 * entries.len()).max(FIRST_TABLE), PageEntry::default());
+                of.table = Some(Block::of(&self.shared.driver, &entries)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Memory for one side of a page.
+    fn place(&mut self, on_host: bool) -> Result<Place, CudaError> {
+        let bytes = self.side_bytes();
+        if on_host {
+            return self.host_block(bytes).map(Place::Host);
+        }
+        if self.shared.offload == Offload::Old {
+            while self.shared.driver.free_memory()?
+                < bytes + RESERVE.min(self.shared.driver.facts().memory / 8)
+            {
+                if !self.move_oldest()? {
+                    break;
+                }
+            }
+        }
+        Block::new(&self.shared.driver, bytes).map(Place::Device)
+    }
+
+    fn host_block(&self, bytes: usize) -> Result<HostBlock, CudaError> {
+        let at = self.shared.driver.alloc_pinned(bytes)?;
+        Ok(HostBlock { driver: Arc::clone(&self.shared.driver), at })
+    }
+
+    /// Moves the oldest keys that are still on the device to the host, in all layers; false if there are none but the page
+    /// that is being written.
+    fn move_oldest(&mut self) -> Result<bool, CudaError> {
+        let bytes = self.side_bytes();
+        while self.layers.iter().any(|l| self.oldest + 1 < l.pages.len()) {
+            let page = self.oldest;
+            let mut any = false;
+            for layer in 0..self.layers.len() {
+                let is_last = page + 1 >= self.layers[layer].pages.len();
+                let held = self.layers[layer].pages.get(page).and_then(Option::as_ref);
+                let Some(Place::Device(keys)) = held.map(|p| &p.keys).filter(|_| !is_last) else { continue };
+                let moved = self.host_block(bytes)?;
+                // SAFETY: both blocks are that long; the copy runs before the device's block is given back.
+                unsafe { self.shared.driver.copy(keys.at(), moved.at.device, bytes)? };
+                let slot = self.layers[layer].pages[page].as_mut().expect("held above");
+                slot.keys = Place::Host(moved);
+                let entry = Page::entry(&self.layers[layer].pages[page]);
+                self.enter(layer, page, entry)?;
+                any = true;
+            }
+            if self.layers.iter().all(|l| page + 1 < l.pages.len()) {
+                self.oldest += 1;
+            } else if !any {
+                return Ok(false);
+            }
+            if any {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Layer {
+    /// Boxes around the keys of `request`.
+    fn boxed(
+        &mut self,
+        driver: &Arc<dyn Driver>,
+        cached: &Cached,
+        request: &TopKRequest,
+    ) -> Result<&Boxes, CudaError> {
+        let keys = &request.keys;
+        if self.boxes.as_ref().is_none_or(|boxes| boxes.first() != keys.start) {
+            self.boxes = Some(Boxes::new(keys.start));
+        }
+        let boxes = self.boxes.as_mut().expect("made above");
+        boxes.extend(driver, cached, keys.end)?;
+        Ok(boxes)
+    }
+}
+
+impl Page {
+    fn entry(page: &Option<Self>) -> PageEntry {
+        page.as_ref().map_or(PageEntry::default(), |p| PageEntry { keys: p.keys.at(), values: p.values.at() })
+    }
+}
+
+impl DeviceCache for Cache {
+    fn len(&self, layer: usize) -> usize {
+        self.layers[layer].len
+    }
+
+    fn append(&mut self, layer: usize, n: usize, keys: &Tensor, values: &Tensor) -> Result<(), DeviceError> {
+        let row = self.shape.n_kv_heads * self.shape.head_dim;
+        assert!(n * row <= keys.len && n * row <= values.len, "keys and values of [{n}, {row}]");
+        let grown = self.grow(layer, n);
+        self.check(grown)?;
+        let cached = self.cached(layer);
+        let rows = NewRows { keys: keys.address, values: values.address, stride: row, tokens: n };
+        self.check(elementwise::append(&self.shared.driver, &rows, &cached, cached.len))?;
+        self.layers[layer].len += n;
+        Ok(())
+    }
+
+    fn truncate(&mut self, n: usize) {
+        for layer in &mut self.layers {
+            if n < layer.len {
+                layer.pages.truncate(n.div_ceil(PAGE));
+                layer.len = n;
+                if let Some(boxes) = &mut layer.boxes {
+                    boxes.truncate(n);
+                }
+            }
+        }
+        self.oldest = self.oldest.min(n / PAGE);
+    }
+
+    fn release(&mut self, pages: Range<usize>) {
+        for layer in &mut self.layers {
+            let end = pages.end.min(layer.pages.len());
+            layer.pages[pages.start.min(end)..end].iter_mut().for_each(|page| *page = None);
+        }
+    }
+
+    fn held(&self, len: usize) -> usize {
+        let tokens = |page: usize| PAGE.min(len.saturating_sub(page * PAGE));
+        let pages = self.layers.first().map_or(&[][..], |l| &l.pages);
+        pages.iter().enumerate().filter(|(_, p)| p.is_some()).map(|(page, _)| tokens(page)).sum()
+    }
+
+    fn bytes(&self) -> (usize, usize) {
+        let places = || {
+            let pages = self.layers.iter().flat_map(|l| l.pages.iter().flatten());
+            pages.flat_map(|page| [&page.keys, &page.values])
+        };
+        let there = places().filter(|p| matches!(p, Place::Device(_))).count();
+        let boxes: usize = self.layers.iter().flat_map(|l| &l.boxes).map(Boxes::bytes).sum();
+        (there * self.side_bytes() + boxes, (places().count() - there) * self.side_bytes())
+    }
+
+    fn read(&self, layer: usize, tokens: Range<usize>) -> Result<[Vec<f32>; 2], DeviceError> {
+        let of = &self.layers[layer];
+        assert!(tokens.end <= of.len, "tokens {tokens:?} of {}", of.len);
+        let (heads, dim) = (self.shape.n_kv_heads, self.shape.head_dim);
+        let mut sides = [0, 1].map(|_| vec![0.0; tokens.len() * heads * dim]);
+        for page in tokens.start / PAGE..tokens.end.div_ceil(PAGE) {
+            let held = of.pages[page].as_ref().unwrap_or_else(|| panic!("page {page} was released"));
+            for (place, side) in [&held.keys, &held.values].into_iter().zip(&mut sides) {
+                let mut bytes = vec![0; self.side_bytes()];
+                // SAFETY: a side of a page is that long.
+                self.check(unsafe { self.shared.driver.download(place.at(), &mut bytes) })?;
+                let elements = decode(&bytes, self.shape.dtype);
+                for token in tokens.start.max(page * PAGE)..tokens.end.min((page + 1) * PAGE) {
+                    for head in 0..heads {
+                        let from = (head * PAGE + token % PAGE) * dim;
+                        let to = ((token - tokens.start) * heads + head) * dim;
+                        side[to..to + dim].copy_from_slice(&elements[from..from + dim]);
+                    }
+                }
+            }
+        }
+        Ok(sides)
+    }
+
+    fn search(&mut self, layer: usize, q: &DeviceQueries, search: &Search) -> Result<Chosen, DeviceError> {
+        let (rows, cached) = (self.rows(q), self.cached(layer));
+        let voters = Voters { first: search.first_voter, stride: search.voter_stride };
+        let choice = Choice {
+            vote: match search.vote {
+                VoteRule::Count => Vote::Count,
+                VoteRule::Margin => Vote::Margin,
+                VoteRule::Softmax => Vote::Softmax,
+            },
+            scale: search.scale,
+            clip: search.clip,
+            before: search.offsets.start,
+            after: search.offsets.end,
+            middle: search.request.keys.clone(),
+        };
+        let driver = &self.shared.driver;
+        let request = &search.request;
+        let found = match search.boxes {
+            None => top_k_of(driver, &rows, voters, &cached, request),
+            Some(probes) => self.layers[layer]
+                .boxed(driver, &cached, request)
+                .and_then(|boxes| boxes.search(driver, &rows, &cached, request, voters, probes)),
+        };
+        let found = self.check(found)?;
+        let tallies = match &mut self.tallies {
+            Some(tallies) => tallies,
+            none => none.insert(Tallies::new(driver).map_err(|error| self.shared.error(error))?),
+        };
+        let selected = select::select(driver, &found, &choice, tallies);
+        let selected = self.check(selected)?;
+        Ok(Chosen { most: selected.capacity, memory: Box::new(selected) })
+    }
+
+    fn chosen(&self, chosen: &Chosen) -> Result<Vec<u32>, DeviceError> {
+        self.check(selected(chosen).read())
+    }
+
+    fn chosen_most(&self) -> Result<usize, DeviceError> {
+        self.check(self.tallies.as_ref().map_or(Ok(0), Tallies::most))
+    }
+
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: &DeviceQueries,
+        view: &DeviceView,
+        scale: f32,
+        out: &mut Tensor,
+        records: bool,
+    ) -> Result<(), DeviceError> {
+        let (rows, cached) = (self.rows(q), self.cached(layer));
+        assert!(
+            rows.q_len * rows.n_heads * rows.head_dim <= out.len,
+            "attention of [{}, {}]",
+            rows.q_len,
+            rows.n_heads
+        );
+        let driver = Arc::clone(&self.shared.driver);
+        let mut run = || {
+            let segment = |s: &Segment| DeviceSegment::new(&driver, &self.shared.ropes, s);
+            let list = |list: &Vec<Segment>| list.iter().map(segment).collect::<Result<Vec<_>, _>>();
+            let mut lists = view.segments.iter().map(list).collect::<Result<Vec<_>, _>>()?;
+            if let Some(chosen) = &view.chosen {
+                insert(chosen, &mut lists[0]);
+            }
+            let views = Views::new(&driver, lists)?;
+            if !records {
+                return attend::attend(&driver, &rows, &cached, &views, scale, out.address, None);
+            }
+            let lse = Block::new(&driver, rows.q_len * rows.n_heads * size_of::<f32>())?;
+            attend::attend(&driver, &rows, &cached, &views, scale, out.address, Some(lse.at()))?;
+            if rows.q_len > 1 || views.lists().len() > 1 {
+                let by_head = key_mass::key_mass(&driver, &rows, &cached, &views, scale, lse.at())?.read()?;
+                add_known(&mut self.known_mass, view.segments, &by_head);
+                return Ok(());
+            }
+            let bytes = cached.len * size_of::<f32>();
+            if self.mass.as_ref().is_none_or(|mass| mass.bytes() < bytes) {
+                let grown = Block::zeroed(&driver, bytes.next_power_of_two())?;
+                if let Some(mass) = &self.mass {
+                    // SAFETY: the new block is longer.
+                    unsafe { driver.copy(mass.at(), grown.at(), mass.bytes())? };
+                }
+                self.mass = Some(grown);
+            }
+            let mass = self.mass.as_ref().expect("made above");
+            key_mass::add_mass_of_tokens(&driver, &rows, &cached, &views, scale, lse.at(), mass.at())
+        };
+        let result = run();
+        self.check(result)
+    }
+
+    fn take_mass(&mut self) -> Result<Vec<f32>, DeviceError> {
+        let mut total = std::mem::take(&mut self.known_mass);
+        let Some(mass) = self.mass.take() else { return Ok(total) };
+        let tokens = self.layers.first().map_or(0, |l| l.len);
+        let recorded = self.check(mass.read::<f32>(0, tokens.min(mass.bytes() / size_of::<f32>())))?;
+        total.resize(total.len().max(recorded.len()), 0.0);
+        total.iter_mut().zip(&recorded).for_each(|(t, m)| *t += m);
+        Ok(total)
+    }
+}
+
+/// The elements that bytes of a page hold.
+fn decode(bytes: &[u8], dtype: DeviceType) -> Vec<f32> {
+    let short = |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]);
+    match dtype {
+        DeviceType::F32 => {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        }
+        DeviceType::F16 => bytes.chunks_exact(2).map(|b| f16::from_bits(short(b)).to_f32()).collect(),
+        DeviceType::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_bits(short(b)).to_f32()).collect(),
+    }
+}
+
+/// Adds the attention that keys get from each query head to that of their tokens.
+fn add_known(mass: &mut Vec<f32>, views: &[Vec<Segment>], by_head: &[Vec<f32>]) {
+    for (head, of_keys) in by_head.iter().enumerate() {
+        let list = &views[head * views.len() / by_head.len()];
+        let tokens = list.iter().flat_map(|s| (0..s.keys.len()).map(|rank| s.keys.token(rank)));
+        for (token, m) in tokens.zip(of_keys) {
+            mass.resize(mass.len().max(token + 1), 0.0);
+            mass[token] += m;
+        }
+    }
+}
+
+/// Gives the segment of the tokens chosen its keys, and moves what stands behind them.
+fn insert(chosen: &ChosenSegment, segments: &mut [DeviceSegment]) {
+    let found = selected(chosen.tokens);
+    let count = found.count.at();
+    segments[chosen.index].keys =
+        DeviceKeys::Counted { tokens: found.tokens.at(), count, capacity: found.capacity };
+    if chosen.moves {
+        segments.iter_mut().for_each(|s| s.query_shift = Some(count));
+        segments[chosen.index + 1..].iter_mut().for_each(|s| s.key_shift = Some(count));
+    }
+}
+
+/// What was selected, as this kind of device keeps it.
+fn selected(chosen: &Chosen) -> &Selected {
+    let memory: &dyn Any = chosen.memory.as_ref();
+    memory.downcast_ref().expect("a selection of another kind of device")
+}
