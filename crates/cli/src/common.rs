@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use reattention::methods::{Method, build, specs};
 use reattention::rope::RopeConfig;
 use reattention::{KvDtype, MethodError, ModelShape, Settings};
+use reattention_cuda::{Cuda, Offload};
 use reattention_engine::{Engine, Package};
 use reattention_kernels::profile::{AttendClock, Profiler};
 use reattention_kernels::{Backend, Cpu, Reference};
@@ -25,18 +26,50 @@ pub(crate) struct ModelArgs {
     /// Computing threads; all cores if left out.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// What computes: cpu is fast, reference plain and slow.
+    /// What computes on the CPU: cpu is fast, reference plain and slow.
     #[arg(long, value_enum, default_value = "cpu")]
     backend: BackendName,
+    /// Where: cpu, cuda or cuda:N for the NVIDIA GPU of that number, or auto for the first one, and the CPU if there is none.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: Place,
+    /// With --device cuda, what lies in host memory: off, values (of the cache), or old (values, and the oldest keys once the
+    /// GPU is full).
+    #[arg(long, default_value = "off", value_name = "WHAT")]
+    kv_offload: Offload,
     /// Type of cached keys and values: bf16 or f32.
     #[arg(long, default_value = "bf16", value_name = "TYPE")]
     pub(crate) kv: KvDtype,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum BackendName {
     Cpu,
     Reference,
+}
+
+/// Where a model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Cpu,
+    Cuda(usize),
+    /// The first GPU, or the CPU.
+    Auto,
+}
+
+impl std::str::FromStr for Place {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "cpu" => Ok(Self::Cpu),
+            "auto" => Ok(Self::Auto),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => s
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("unknown device `{s}`; known are cpu, cuda, cuda:N and auto")),
+        }
+    }
 }
 
 /// The method and its parameters.
@@ -86,14 +119,44 @@ impl ModelArgs {
 
     /// The backend asked for, on so many threads.
     pub(crate) fn backend_of(&self, threads: usize) -> Result<Arc<dyn Backend>, Failure> {
-        Ok(match self.backend {
-            BackendName::Cpu => Arc::new(Cpu::new(threads).input()?),
-            BackendName::Reference => Arc::new(Reference),
+        if self.device != Place::Cpu && self.backend == BackendName::Reference {
+            return Err(Failure::Input(anyhow!(
+                "--backend reference computes on the CPU; leave --device out"
+            )));
+        }
+        if self.device == Place::Cpu && self.kv_offload != Offload::Off {
+            return Err(Failure::Input(anyhow!(
+                "--kv-offload is for --device cuda: on the CPU all is in host memory"
+            )));
+        }
+        let cpu = Cpu::new(threads).input()?;
+        Ok(match (self.backend, self.device) {
+            (BackendName::Reference, _) => Arc::new(Reference),
+            (BackendName::Cpu, Place::Cpu) => Arc::new(cpu),
+            (BackendName::Cpu, _) => match self.cuda(threads)? {
+                Some(cuda) => Arc::new(cuda),
+                None => Arc::new(cpu),
+            },
         })
+    }
+
+    /// The GPU asked for; `None` where the CPU was, or stands in for one that is not there.
+    pub(crate) fn cuda(&self, threads: usize) -> Result<Option<Cuda>, Failure> {
+        let open = |index| Ok(Cuda::open(index, Cpu::new(threads).input()?, self.kv_offload));
+        match self.device {
+            Place::Cpu => Ok(None),
+            Place::Cuda(index) => open(index)?.input().map(Some),
+            Place::Auto => {
+                Ok(open(0)?.inspect_err(|error| complain(format_args!("computing on the CPU: {error}"))).ok())
+            }
+        }
     }
 
     /// The backend asked for, measured part by part.
     pub(crate) fn profiler(&self) -> Result<Arc<Profiler>, Failure> {
+        if self.device != Place::Cpu {
+            return Err(Failure::Input(anyhow!("--profile measures the CPU; leave --device out")));
+        }
         Ok(Arc::new(match self.backend {
             BackendName::Cpu => {
                 let clock = Arc::new(AttendClock::default());
@@ -119,8 +182,12 @@ impl ModelArgs {
     }
 
     /// Loads the model with its tokenizer.
-    pub(crate) fn load(&self, package: &Package, tokenizer: Arc<Tokenizer>) -> Result<Engine, Failure> {
-        let backend = self.backend()?;
+    pub(crate) fn load(
+        &self,
+        package: &Package,
+        tokenizer: Arc<Tokenizer>,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Engine, Failure> {
         tracing::info!(model = package.name(), backend = backend.name(), "loading");
         package.engine(tokenizer, backend).input()
     }

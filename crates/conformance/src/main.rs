@@ -9,6 +9,8 @@
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use conformance::{Case, Outcome, run, scorers};
+use cuda_emulator::{Emulator, facts};
+use reattention_cuda::{Cuda, Offload};
 use reattention_kernels::{Backend, Cpu, Reference};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,7 +24,7 @@ struct Args {
     /// Only cases whose name starts with one of these.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Backends to run.
+    /// Backends to run: reference, cpu, cuda, or cuda-emulated, which runs the same kernels on the CPU.
     #[arg(long, value_delimiter = ',', default_value = "reference,cpu")]
     backend: Vec<String>,
     /// One JSON object instead of lines.
@@ -110,9 +112,12 @@ fn report(
 const STATUS: [&str; 3] = ["ok", "skipped", "FAILED"];
 
 fn backend(name: &str) -> anyhow::Result<Arc<dyn Backend>> {
+    let cpu = || Cpu::new(std::thread::available_parallelism().map_or(1, |n| n.get()));
     Ok(match name {
         "reference" => Arc::new(Reference),
-        "cpu" => Arc::new(Cpu::new(std::thread::available_parallelism().map_or(1, |n| n.get()))?),
-        other => bail!("unknown backend `{other}`; known are reference and cpu"),
+        "cpu" => Arc::new(cpu()?),
+        "cuda" => Arc::new(Cuda::open(0, cpu()?, Offload::Off)?),
+        "cuda-emulated" => Arc::new(Cuda::on(Arc::new(Emulator::new(facts())?), cpu()?, Offload::Off)),
+        other => bail!("unknown backend `{other}`; known are reference, cpu, cuda and cuda-emulated"),
     })
 }

@@ -91,6 +91,10 @@ fn attempt(dir: &Path, name: &str, backend: &Arc<dyn Backend>) -> anyhow::Result
     if case.has("greedy_logits_nocache") {
         runner.without_cache(&mut found)?;
     }
+    if backend.device().is_some() && !loose {
+        runner.on_device(backend, &mut found)?;
+        found.notes.push("calls one by one, and the model on the device".into());
+    }
     if !found.failures.is_empty() {
         return Ok(Outcome::Failed(found.failures));
     }
@@ -236,6 +240,41 @@ impl Runner<'_> {
         }
         let last = got.row(prompt.len() - 1, vocab)?.to_vec();
         self.greedy(&mut context, prompt.len(), last, steps, found)
+    }
+
+    /// Prompt and greedy continuation once more, with the whole model on the device: what does not leave it cannot be compared,
+    /// but the logits can.
+    fn on_device(&self, backend: &Arc<dyn Backend>, found: &mut Findings) -> anyhow::Result<()> {
+        let (case, vocab, shape) = (self.case, self.model.config().vocab_size, self.model.shape());
+        let prompt = case.ids("input_ids")?;
+        let method = build(self.method, self.settings, shape)?;
+        let mut context = Context::new(shape, method, self.rope.clone(), KvDtype::F32, Arc::clone(backend));
+        let (mut scratch, mut got) = (Scratch::default(), PromptLogits::default());
+        for step in &context.schedule(0..prompt.len(), None) {
+            let ids = &prompt[step.tokens.clone()];
+            got.0.extend(self.model.forward(ids, step, &mut context, &mut scratch, &Logits::All, None)?);
+        }
+        if case.has("logits") {
+            let (_, positions) = case.indices("logit_positions")?;
+            let (_, want) = case.floats("logits")?;
+            for (row, &position) in positions.iter().enumerate() {
+                let want = &want[row * vocab..(row + 1) * vocab];
+                let what = format!("on the device: logits at {position}");
+                found.logits(&what, got.row(position, vocab)?, want, LOGITS);
+            }
+        }
+        let ids = case.ids("greedy_ids")?;
+        let (_, want) = case.floats("greedy_logits")?;
+        let mut logits = got.row(prompt.len() - 1, vocab)?.to_vec();
+        for (g, &id) in ids.iter().enumerate() {
+            let what = format!("on the device: greedy step {g}");
+            check_greedy(&what, &logits, id, &want[g * vocab..(g + 1) * vocab], found);
+            if g + 1 < ids.len() {
+                let step = Step { tokens: prompt.len() + g..prompt.len() + g + 1, kind: StepKind::Decode };
+                logits = self.model.forward(&[id], &step, &mut context, &mut scratch, &Logits::Last, None)?;
+            }
+        }
+        Ok(())
     }
 
     /// The greedy continuation, fed with the published ids, and then everything recorded along the way.

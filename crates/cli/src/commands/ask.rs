@@ -90,11 +90,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let prompt =
         reattention_engine::Prompt::ask(&sources, &question, &tokenizer, template.as_ref()).input()?;
     let text_bytes = 3 * sources.iter().map(|s| s.text.len()).sum::<usize>();
+    let backend = args.model.backend()?;
     let plan = package.plan(
         method.as_ref(),
         args.model.kv,
         prompt.ids.len().saturating_add(args.max_new_tokens),
         text_bytes,
+        backend.as_ref(),
     );
     args.output.say(plan.line());
     plan.check().input()?;
@@ -106,7 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         ));
     }
 
-    let engine = args.model.load(&package, tokenizer)?;
+    let engine = args.model.load(&package, tokenizer, backend)?;
     let mut session = engine.session(method, rope, args.model.kv);
     let stop_strings = match &args.stop[..] {
         [] if template.is_none() => vec!["\n".into()],

@@ -50,7 +50,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         )));
     }
     // Six bytes a token, three copies: more than English takes.
-    let plan = package.plan(method.as_ref(), args.model.kv, args.tokens + 256, 18 * args.tokens);
+    let backend = args.model.backend()?;
+    let plan =
+        package.plan(method.as_ref(), args.model.kv, args.tokens + 256, 18 * args.tokens, backend.as_ref());
     args.output.say(plan.line());
     plan.check().input()?;
     // A tokenizer that fails on plain English fails on the prompt too, with its own message.
@@ -73,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         ))?;
     }
 
-    let engine = args.model.load(&package, tokenizer)?;
+    let engine = args.model.load(&package, tokenizer, backend)?;
     let mut session = engine.session(method, rope, args.model.kv);
     let source = [Source { name: "generated text".into(), text: document.text.clone() }];
     let options = GenerateOptions {

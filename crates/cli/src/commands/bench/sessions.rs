@@ -32,23 +32,25 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let mut lengths = args.lengths.clone();
     lengths.sort_unstable();
     lengths.dedup();
-    let mut plans = Vec::new();
-    for (name, settings) in &arms {
-        let method = build(name, settings, &shape).input()?;
-        for &length in &lengths {
-            let plan = package.plan(method.as_ref(), args.model.kv, length.saturating_add(args.decode), 0);
-            plan.check().input()?;
-            plans.push(plan);
-        }
-    }
     let (backend, profiler) = if args.profile {
         let profiler = args.model.profiler()?;
         (Arc::clone(&profiler) as Arc<dyn Backend>, Some(profiler))
     } else {
         (args.model.backend()?, None)
     };
+    let mut plans = Vec::new();
+    for (name, settings) in &arms {
+        let method = build(name, settings, &shape).input()?;
+        for &length in &lengths {
+            let tokens = length.saturating_add(args.decode);
+            let plan = package.plan(method.as_ref(), args.model.kv, tokens, 0, backend.as_ref());
+            plan.check().input()?;
+            plans.push(plan);
+        }
+    }
     let start = Instant::now();
     let model = package.load().input()?;
+    model.place(backend.as_ref()).input()?;
     let load_s = start.elapsed().as_secs_f64();
     args.output.say(format_args!("{} loaded in {load_s:.1} s, {}", package.name(), backend.name()));
     if !args.output.json {
@@ -214,6 +216,7 @@ impl<'a> Reading<'a> {
     fn feed(&mut self, step: &Step, want: &Logits) -> Result<(Duration, Vec<f32>), SessionError> {
         let start = Instant::now();
         let logits = self.session.feed_step(&self.ids[step.tokens.clone()], step.kind, want)?;
+        self.session.wait()?;
         Ok((start.elapsed(), logits))
     }
 

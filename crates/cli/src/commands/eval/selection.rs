@@ -94,17 +94,23 @@ impl Args {
         self.check_out()?;
         let package = self.model.open()?;
         let (shape, rope) = self.method.shape(&package)?;
+        let backend = self.model.backend()?;
+        if backend.device().is_some() {
+            return Err(Failure::Input(anyhow!(
+                "`eval selection` compares what searches on the CPU; leave --device out"
+            )));
+        }
         let mut arms = Vec::new();
         for (name, method, settings) in self.described(&shape)? {
             let arm = Arm { name, method, settings, rope: rope.clone(), kv: self.model.kv };
             let built = build(&arm.method, &arm.settings, &shape).input()?;
-            let plan = package.plan(built.as_ref(), arm.kv, longest, 16 * longest);
+            let plan = package.plan(built.as_ref(), arm.kv, longest, 16 * longest, backend.as_ref());
             self.output.say(format_args!("{}: {}", arm.name, plan.line()));
             plan.check().input()?;
             arms.push(arm);
         }
         let tokenizer = Arc::new(package.tokenizer().input()?);
-        let engine = self.model.load(&package, tokenizer)?;
+        let engine = self.model.load(&package, tokenizer, backend)?;
         Ok((if self.no_template { engine.without_template() } else { engine }, arms))
     }
 

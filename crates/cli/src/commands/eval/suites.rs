@@ -13,6 +13,7 @@ use reattention_engine::{Cancel, Engine, Package, available};
 use reattention_eval::run::{self, Journal, Row, Suite, Table, Tools};
 use reattention_eval::suites::perplexity;
 use reattention_eval::{Arm, figures};
+use reattention_kernels::Backend;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::process::ExitCode;
@@ -36,8 +37,9 @@ pub(super) fn run(args: &Args, names: &[SuiteName]) -> Result<ExitCode, Failure>
         args.output.say("the built-in model knows the facts of `needle` and nothing else: the other suites need a --model to say anything");
     }
     let arms = arms(args, described, rope);
-    let jobs = plan(args, &package, &shape, &arms, &suites)?;
-    let engines = engines(args, &package, &tokenizer, jobs)?;
+    let backend = args.model.backend()?;
+    let jobs = plan(args, &package, &shape, &arms, &suites, backend.as_ref())?;
+    let engines = engines(args, &package, &tokenizer, jobs, backend)?;
     let (same, around) = manifest(args, &package, &engines, &arms, &suites)?;
     let mut journal = match &args.out {
         Some(dir) => Journal::open(dir, &same, &around).input()?,
@@ -92,17 +94,22 @@ fn plan(
     shape: &ModelShape,
     arms: &[Arm],
     suites: &[Box<dyn Suite>],
+    backend: &dyn Backend,
 ) -> Result<usize, Failure> {
     let readings = || suites.iter().flat_map(|s| s.readings());
     let longest = readings().map(|r| r.tokens).max().unwrap_or(1);
     let all: usize = readings().map(|r| r.tokens).sum();
     let threads = args.model.threads()?;
-    // A text that is a large part of the run would be left to one job's share of the threads.
-    let balanced = if longest * threads <= all { threads.min(readings().count()).max(1) } else { 1 };
+    // A text that is a large part of the run would be left to one job's share of the threads, and a GPU works on one at a time.
+    let balanced = if backend.device().is_none() && longest * threads <= all {
+        threads.min(readings().count()).max(1)
+    } else {
+        1
+    };
     let mut jobs = args.jobs.unwrap_or(balanced).min(threads);
     for arm in arms {
         let built = build(&arm.method, &arm.settings, shape).input()?;
-        let plan = package.plan(built.as_ref(), arm.kv, longest, 16 * longest);
+        let plan = package.plan(built.as_ref(), arm.kv, longest, 16 * longest, backend);
         args.output.say(format_args!("{}: {}", arm.name, plan.line()));
         plan.check().input()?;
         let each = plan.total.saturating_sub(plan.weights).max(1);
@@ -119,13 +126,17 @@ fn engines(
     package: &Package,
     tokenizer: &Arc<reattention_model::Tokenizer>,
     jobs: usize,
+    backend: Arc<dyn Backend>,
 ) -> Result<Vec<Engine>, Failure> {
     let threads = (args.model.threads()? / jobs).max(1);
-    let engine = package.engine(Arc::clone(tokenizer), args.model.backend_of(threads)?).input()?;
+    // Jobs share a device and its copy of the weights, and otherwise the threads.
+    let is_device = backend.device().is_some();
+    let each = || if is_device { Ok(Arc::clone(&backend)) } else { args.model.backend_of(threads) };
+    let engine = package.engine(Arc::clone(tokenizer), each()?).input()?;
     let engine = if args.no_template { engine.without_template() } else { engine };
     let mut engines = Vec::new();
     for _ in 1..jobs {
-        engines.push(engine.on(args.model.backend_of(threads)?));
+        engines.push(engine.on(each()?));
     }
     engines.push(engine);
     Ok(engines)

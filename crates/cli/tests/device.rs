@@ -1,0 +1,44 @@
+//! What the command says of devices that are not there.
+
+use assert_cmd::Command;
+use reattention_cuda::nvidia::Nvidia;
+
+fn reattn(args: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::cargo_bin("reattn").unwrap().args(args).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_named_in_one_line_and_auto_goes_on_without() {
+    if Nvidia::open(0).is_ok() {
+        println!("skipped: there is a CUDA device");
+        return;
+    }
+    let demo = ["demo", "--tokens", "2k", "--facts", "1"];
+    let (code, out, err) = reattn(&[&demo[..], &["--device", "cuda"]].concat());
+    assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
+    let line = err.lines().last().unwrap_or_default();
+    assert!(line.contains("is not there") || line.contains("there is no CUDA device"), "{err}");
+    let (code, out, err) = reattn(&[&demo[..], &["--device", "auto"]].concat());
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.lines().any(|l| l.starts_with("computing on the CPU: ")), "{err}");
+    assert!(out.ends_with("found 1 of 1\n"), "{out}");
+}
+
+#[test]
+fn devices_and_flags_that_make_no_sense_are_refused() {
+    for (args, want) in [
+        (&["--device", "gpu"][..], "known are cpu, cuda, cuda:N and auto"),
+        (&["--device", "cuda:x"], "known are cpu, cuda, cuda:N and auto"),
+        (&["--kv-offload", "some"], "known are off, values and old"),
+        (&["--kv-offload", "values"], "--kv-offload is for --device cuda"),
+        (&["--device", "auto", "--backend", "reference"], "leave --device out"),
+    ] {
+        let (code, _, err) = reattn(&[&["demo", "--tokens", "2k"][..], args].concat());
+        assert_eq!(code, Some(2), "{args:?}: {err}");
+        assert!(err.contains(want), "{args:?}: {err}");
+    }
+    let (code, _, err) = reattn(&["bench", "--profile", "--device", "auto", "--lengths", "1k"]);
+    assert!(code == Some(2) && err.contains("--profile measures the CPU"), "{err}");
+}
