@@ -38,7 +38,7 @@ mod sampler;
 mod session;
 
 pub use evidence::Evidence;
-pub use memory::{MemoryPlan, OutOfMemory, available, human, peak_rss, reset_peak_rss};
+pub use memory::{DevicePlan, MemoryPlan, OutOfMemory, available, human, peak_rss, reset_peak_rss};
 pub use package::{Engine, Package, give_catalyst};
 pub use progress::{Cancel, Progress};
 pub use prompt::{Prompt, PromptError, Source};
