@@ -298,6 +298,35 @@ fn counts_and_shifts_that_only_the_device_knows() {
     }
 }
 
+/// Queries stand at the same place of the step towards all segments, and yet differ by table or by shift alone.
+#[test]
+fn queries_are_turned_anew_for_another_table_or_shift() {
+    let Some(driver) = device(6) else { return };
+    let mut rng = Rng(79);
+    let shape = Shape { half: false, head_dim: 16, n_kv_heads: 1, group: 2, q_len: 9, len: 130, first: 121 };
+    let store = shape.store(&mut rng);
+    let data: Vec<f32> = (0..shape.elements()).map(|_| rng.normal()).collect();
+    let q = shape.queries(&data);
+    let (one, other) = (rope(16, 10_000.0, 1.0), rope(16, 500_000.0, 1.1));
+    let own = Position::Index { offset: 0 };
+    let shifted = Position::Index { offset: 40 };
+    let of = |keys, query, rope| part(KeySet::Range(keys), Band::CAUSAL, own, query, rope);
+    // So few that one block goes over them all.
+    let views = [vec![of(0..40, own, &one), of(40..90, own, &other), of(90..130, shifted, &other)]];
+    let mut want = vec![f32::NAN; data.len()];
+    Reference.attend(&q, &store.view(), &views, 0.3, &mut want, None);
+
+    let (kv, ropes) = (Copied::new(&driver, &store.view()).unwrap(), Ropes::new(&driver));
+    let (_block, rows) = copy_queries(&driver, &q).unwrap();
+    let shift = Block::of(&driver, &[40u32]).unwrap();
+    let mut list: Vec<_> = views[0].iter().map(|s| DeviceSegment::new(&driver, &ropes, s).unwrap()).collect();
+    (list[2].query_position, list[2].query_shift) = (own, Some(shift.at()));
+    let views = Views::new(&driver, vec![list]).unwrap();
+    let out = Block::new(&driver, 4 * data.len()).unwrap();
+    attend(&driver, &rows, &kv.cached(), &views, 0.3, out.at(), None).unwrap();
+    assert_near(&out.read(0, data.len()).unwrap(), &want, tolerance(false), "three ways to stand");
+}
+
 #[test]
 fn large_logits_do_not_overflow() {
     let Some(_) = device(0) else { return };
