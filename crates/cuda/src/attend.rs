@@ -41,9 +41,9 @@ const MOST_SPLITS: usize = 256;
 
 /// Softmax attention over segments, as `Backend::attend` of `reattention-kernels` says.
 ///
-/// `out: [q_len, n_heads, head_dim]` is overwritten, and so
-/// is `lse: [q_len, n_heads]`; both f32. Rotated keys, rotated queries and weights are rounded to the type of the cached
-/// keys, sums are in f32.
+/// `out: [q_len, n_heads, head_dim]` is overwritten, and so is `lse: [q_len, n_heads]`; both f32. Queries, output and
+/// log-sum-exp start on boundaries of 16 bytes. Rotated keys, rotated queries and weights are rounded to the type of the
+/// cached keys, sums are in f32. Results depend on the shape of the call, not on the device.
 ///
 /// # Errors
 /// When the device fails, or no kernel serves the shape.
