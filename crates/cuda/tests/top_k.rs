@@ -5,11 +5,11 @@ mod common;
 
 use common::{AnyStore, Rng};
 use cuda_emulator::{Emulator, facts};
-use reattention_cuda::driver::{CudaError, Driver};
-use reattention_cuda::paged::{Copied, copy_queries};
+use reattention_cuda::driver::{Block, CudaError, Driver, Dtype};
+use reattention_cuda::paged::{Cached, Copied, PageEntry, copy_queries};
 use reattention_cuda::top_k::{Voters, top_k, top_k_of};
 use reattention_kernels::{
-    Backend, HeadPairing, KvView, ListedRequest, Queries, Reference, TopK, TopKRequest, TopKRule, bf16,
+    Backend, HeadPairing, KvView, ListedRequest, Queries, Reference, TopK, TopKRequest, TopKRule, bf16, f16,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -243,6 +243,25 @@ fn single_precision() {
     single(64, (1, 4), 20, 1000..1100).near(1e-6);
     single(128, (1, 8), 9, 10..200).k(7).near(1e-6);
     single(256, (1, 2), 17, 10..80).near(1e-6);
+}
+
+#[test]
+fn half_precision_of_ieee() {
+    let case = half(64, (2, 3), 4, 100..900);
+    let Some(driver) = case.driver() else { return };
+    let mut rng = Rng(9);
+    let store = case.store(|| rng.small());
+    let data = case.data(|| rng.small());
+    let q = case.queries(&data);
+    let AnyStore::Bf16(pages) = &store else { unreachable!("the case is in bf16") };
+    let keys: Vec<f16> = pages.keys[0].as_ref().unwrap().iter().map(|x| f16::from_f32(x.to_f32())).collect();
+    let keys = Block::of(&driver, &keys).unwrap();
+    let table = Block::of(&driver, &[PageEntry { keys: keys.at(), values: 0 }]).unwrap();
+    let cached = Cached { pages: table.at(), len: case.len, n_kv_heads: 2, head_dim: 64, dtype: Dtype::F16 };
+    let (_block, rows) = copy_queries(&driver, &q).unwrap();
+    let got = top_k(&driver, &rows, &cached, &case.request).unwrap().read().unwrap();
+    let want = Reference.top_k(&q, &store.view(), &case.request);
+    assert!(got == want, "{}", difference(&got, &want));
 }
 
 #[test]
