@@ -88,22 +88,6 @@ __device__ __forceinline__ void load_tile(element *tile, const PageEntry *pages,
     }
 }
 
-// As load_b, for rows 0 to 7 and rows 8 to 15.
-__device__ __forceinline__ void load_b_pair(FragmentB b[2], const element *tile) {
-#if PARTS == 1
-    int lane = threadIdx.x % WARP;
-    u32 r[4];
-    load_matrices_4(r, tile + (lane % 8 + lane / 16 * 8) * STRIDE + lane / 8 % 2 * 8);
-    b[0].r[0][0] = r[0];
-    b[0].r[0][1] = r[1];
-    b[1].r[0][0] = r[2];
-    b[1].r[0][1] = r[3];
-#else
-    load_b(b[0], tile, STRIDE);
-    load_b(b[1], tile + 8 * STRIDE, STRIDE);
-#endif
-}
-
 // The best of what the four lanes of a row offer enters the row's list if it is better than the last of it. All lanes of the
 // warp call this together. Returns whether any row's did; `token` becomes that of the row's best.
 //
@@ -208,7 +192,7 @@ top_k_scores(const float *queries, const PageEntry *pages, int n_heads, int kv_s
 #pragma unroll
                 for (int n = 0; n < CHUNK / 8; n += 2) {
                     FragmentB b[2];
-                    load_b_pair(b, keys + (chunk + 8 * n) * STRIDE + 16 * step);
+                    load_b_pair(b, keys + (chunk + 8 * n) * STRIDE + 16 * step, STRIDE);
 #pragma unroll
                     for (int f = 0; f < FRAGMENTS; f++) {
                         multiply(s[f][n], q[f][step], b[0]);

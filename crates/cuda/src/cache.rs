@@ -5,13 +5,13 @@ use crate::driver::{Block, CudaError, Driver, Dtype, Pinned};
 use crate::elementwise::{self, NewRows};
 use crate::paged::{Cached, PageEntry, Rows};
 use crate::segments::{DeviceKeys, DeviceSegment, Views};
-use crate::select::{self, Choice, Selected, Tallies, Vote};
+use crate::select::{self, Choice, Selected, Tallies};
 use crate::shared::{Offload, Shared};
 use crate::top_k::{Voters, top_k_of};
 use crate::{attend, key_mass};
 use reattention_kernels::{
     CacheShape, Chosen, ChosenSegment, DeviceCache, DeviceError, DeviceQueries, DeviceType, DeviceView, PAGE,
-    Search, Segment, Tensor, TopKRequest, VoteRule, bf16, f16,
+    Search, Segment, Tensor, TopKRequest, bf16, f16,
 };
 use std::any::Any;
 use std::ops::Range;
@@ -319,11 +319,7 @@ impl DeviceCache for Cache {
         let (rows, cached) = (self.rows(q), self.cached(layer));
         let voters = Voters { first: search.first_voter, stride: search.voter_stride };
         let choice = Choice {
-            vote: match search.vote {
-                VoteRule::Count => Vote::Count,
-                VoteRule::Margin => Vote::Margin,
-                VoteRule::Softmax => Vote::Softmax,
-            },
+            vote: search.vote,
             scale: search.scale,
             clip: search.clip,
             before: search.offsets.start,

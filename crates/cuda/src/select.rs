@@ -11,6 +11,7 @@
 use crate::driver::{Arg, Block, CudaError, Driver, Function, Launch, Module};
 use crate::top_k::Found;
 use bytemuck::{Pod, Zeroable};
+use reattention_kernels::VoteRule;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,22 +27,11 @@ const BLOCK: usize = 1024;
 /// Up to so many votes and words of the bitmap one block does everything.
 const ONE_BLOCK: (usize, usize) = (4096, 8 * BLOCK);
 
-/// What a vote of a query and head weighs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Vote {
-    /// One, as published.
-    Count,
-    /// By how much the key's logit exceeds that of the last of the query and head's best keys.
-    Margin,
-    /// The key's share of a softmax over the query and head's best keys.
-    Softmax,
-}
-
 /// How votes become spans.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
     /// What a vote weighs.
-    pub vote: Vote,
+    pub vote: VoteRule,
     /// Turns scores into logits; not negative.
     pub scale: f32,
     /// The most tokens that become spans.
@@ -180,9 +170,9 @@ pub fn select(
     // A span that begins or ends further away than the middle is long reaches its ends.
     let offset = |x: i64| Arg::Int(x.clamp(-(length as i64), length as i64) as i32);
     let rule = match choice.vote {
-        Vote::Count => 0,
-        Vote::Margin => 1,
-        Vote::Softmax => 2,
+        VoteRule::Count => 0,
+        VoteRule::Margin => 1,
+        VoteRule::Softmax => 2,
     };
     // A power of two, so that all votes together stay below 2⁶³.
     let limit = (63 - votes.next_power_of_two().trailing_zeros()) as i32;

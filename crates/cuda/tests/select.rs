@@ -6,9 +6,9 @@ mod common;
 use common::Rng;
 use cuda_emulator::{Emulator, facts};
 use reattention_cuda::driver::{Block, Driver};
-use reattention_cuda::select::{Choice, Tallies, Vote, select};
+use reattention_cuda::select::{Choice, Tallies, select};
 use reattention_cuda::top_k::Found;
-use reattention_kernels::ListedRequest;
+use reattention_kernels::{ListedRequest, VoteRule};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -92,9 +92,9 @@ impl Best {
                     continue;
                 }
                 let weight = match choice.vote {
-                    Vote::Count => 1.0,
-                    Vote::Margin => (score - scores[found - 1]) * choice.scale,
-                    Vote::Softmax => exp(score) / total,
+                    VoteRule::Count => 1.0,
+                    VoteRule::Margin => (score - scores[found - 1]) * choice.scale,
+                    VoteRule::Softmax => exp(score) / total,
                 };
                 *weights.entry(*token).or_default() += (f64::from(weight) * 2f64.powi(32)) as u64;
             }
@@ -114,7 +114,7 @@ impl Best {
     }
 }
 
-fn choice(vote: Vote, clip: usize, span: Range<i64>, middle: Range<usize>) -> Choice {
+fn choice(vote: VoteRule, clip: usize, span: Range<i64>, middle: Range<usize>) -> Choice {
     Choice { vote, scale: 0.25, clip, before: span.start, after: span.end, middle }
 }
 
@@ -148,7 +148,7 @@ fn votes_are_counted() {
         (
             best,
             choice(
-                Vote::Count,
+                VoteRule::Count,
                 rng.int(1, 150),
                 -half..half + rng.int(0, 2) as i64,
                 middle.start..middle.end + round % 2,
@@ -165,7 +165,7 @@ fn margins_are_weighed() {
         let middle = 16..16 + rng.int(100, 5000);
         let best = Best::random(&mut rng, 100, 4, &middle, |rng| rng.normal() * 10.0).with_gaps(&mut rng);
         let small = Best::random(&mut rng, 100, 4, &middle, |rng| rng.small());
-        let of = |clip| choice(Vote::Margin, clip, -16..16, middle.clone());
+        let of = |clip| choice(VoteRule::Margin, clip, -16..16, middle.clone());
         check(seed, [(best, of(40)), (small, of(50))]);
     }
 }
@@ -176,7 +176,7 @@ fn shares_are_weighed() {
     for seed in 0..4 {
         let middle = 16..16 + rng.int(100, 5000);
         let best = Best::random(&mut rng, 100, 4, &middle, |rng| rng.normal() * 10.0).with_gaps(&mut rng);
-        check(seed, [(best, choice(Vote::Softmax, 40, -16..16, middle))]);
+        check(seed, [(best, choice(VoteRule::Softmax, 40, -16..16, middle))]);
     }
 }
 
@@ -191,9 +191,9 @@ fn many_votes_and_long_middles_take_many_blocks() {
         check(
             seed,
             [
-                (counted, choice(Vote::Count, 127, -16..16, many.clone())),
-                (far, choice(Vote::Margin, 100, -16..16, long)),
-                (weighed, choice(Vote::Margin, 500, -3..4, many)),
+                (counted, choice(VoteRule::Count, 127, -16..16, many.clone())),
+                (far, choice(VoteRule::Margin, 100, -16..16, long)),
+                (weighed, choice(VoteRule::Margin, 500, -3..4, many)),
             ],
         );
     }
@@ -204,7 +204,7 @@ fn a_span_of_one_and_no_clip_list_what_was_voted_for() {
     let best = |tokens: &[u32]| Best { k: 1, tokens: tokens.into(), scores: vec![1.0; tokens.len()] };
     let one = |tokens: &[u32], clip, span: Range<i64>| {
         let best = best(tokens);
-        let choice = choice(Vote::Count, clip, span, 10..20);
+        let choice = choice(VoteRule::Count, clip, span, 10..20);
         let want = best.chosen(&choice);
         check(7, [(best, choice)]);
         want
@@ -225,7 +225,7 @@ fn a_span_of_one_and_no_clip_list_what_was_voted_for() {
 fn weights_far_apart_and_close_together_are_told_apart() {
     // Margins from 2^-30 to 2^20, some of which differ in the last bit; the second key of each row weighs nothing.
     let mut rng = Rng(8);
-    for vote in [Vote::Margin, Vote::Softmax] {
+    for vote in [VoteRule::Margin, VoteRule::Softmax] {
         let (mut tokens, mut scores) = (Vec::new(), Vec::new());
         for token in 0..300u32 {
             let power = (rng.int(0, 50) as f32 - 30.0).exp2();
