@@ -222,3 +222,22 @@ fn what_does_not_fit_the_device_is_refused_before_it_is_taken() {
     let error = plan(4_000_000, KvDtype::F32).check().unwrap_err().to_string();
     assert!(error.contains("on emulated") && error.contains("--kv-offload"), "{error}");
 }
+
+#[test]
+fn a_made_up_cache_holds_what_the_hosts_would() {
+    let Some(device) = device(Offload::Off, 8 << 30) else { return };
+    let model = Arc::new(model("qwen3"));
+    let reference: Arc<dyn Backend> = Arc::new(Reference);
+    let filled = [&device, &reference].map(|backend| {
+        let method = build("full", &Settings::parse(&["chunk=16"]).unwrap(), model.shape()).unwrap();
+        let backend = Arc::clone(backend);
+        let mut session =
+            reattention_engine::Session::new(Arc::clone(&model), method, None, KvDtype::F32, backend);
+        let prompt = reattention_engine::Prompt::from_ids(ids(40, 1));
+        session.prefill(&prompt, &Cancel::default(), |_| {}).unwrap();
+        session.fill(&ids(100, 2), 7).unwrap();
+        assert_eq!(session.len(), 140);
+        session.feed_step(&[5], StepKind::Decode, &Logits::Last).unwrap()
+    });
+    assert_close(&filled[0], &filled[1], "after a made-up stretch");
+}

@@ -2,8 +2,11 @@
 
 use crate::draws::Draws;
 use crate::session::{Session, SessionError};
+use reattention::MethodError;
 use reattention::methods::{Step, StepKind};
+use reattention_kernels::{DeviceError, DeviceType};
 use std::f64::consts::TAU;
+use std::sync::Arc;
 
 /// Tokens that are imitated: the last ones read.
 const IMITATED: usize = 1024;
@@ -38,21 +41,77 @@ impl Session {
             })
             .collect::<Result<Vec<_>, SessionError>>()?;
         let mut draws = Draws::new(seed);
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for step in self.context.schedule(start..start + ids.len(), None) {
-            let mixtures: Vec<Mixture> =
-                step.tokens.clone().map(|_| Mixture::draw(&mut draws, imitated.len())).collect();
-            self.context.begin(&step);
-            for (layer, [key, value]) in models.iter().enumerate() {
-                key.mix(&mixtures, &mut keys);
-                value.mix(&mixtures, &mut values);
-                self.context.append_rows(layer, &keys, &values)?;
+        let steps = self.context.schedule(start..start + ids.len(), None);
+        let mut mixtures = |step: &Step| -> Vec<Mixture> {
+            step.tokens.clone().map(|_| Mixture::draw(&mut draws, imitated.len())).collect()
+        };
+        if self.context.device().is_some() {
+            self.fill_on_device(&models, &steps, &mut mixtures).map_err(MethodError::from)?;
+        } else {
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            for step in steps {
+                let mixtures = mixtures(&step);
+                self.context.begin(&step);
+                for (layer, [key, value]) in models.iter().enumerate() {
+                    key.mix(&mixtures, &mut keys);
+                    value.mix(&mixtures, &mut values);
+                    self.context.append(layer, &keys, &values);
+                }
+                self.context.finish();
             }
-            self.context.finish();
         }
         self.ids.extend_from_slice(ids);
         ids.iter().for_each(|_| self.sources.push(None));
         self.logits.clear();
+        Ok(())
+    }
+}
+
+impl Session {
+    /// The same on the device that keeps the cache: mixing is a product with two weights and a one in each row.
+    fn fill_on_device(
+        &mut self,
+        models: &[[Imitated; 2]],
+        steps: &[Step],
+        mixtures: &mut dyn FnMut(&Step) -> Vec<Mixture>,
+    ) -> Result<(), DeviceError> {
+        let backend = Arc::clone(self.context.backend());
+        let Some(device) = backend.device() else { return Ok(()) };
+        let Some(model) = models.first().map(|sides| &sides[0]) else { return Ok(()) };
+        let (width, n) = (model.mean.len(), model.departures.len() / model.mean.len());
+        let matrix = |side: &Imitated| {
+            device.matrix(width, n + 1, DeviceType::F32, &|column, out| {
+                let departures = side.departures.iter().skip(column).step_by(width);
+                out.iter_mut().zip(departures).for_each(|(o, x)| *o = *x);
+                out[n] = side.mean[column];
+            })
+        };
+        let matrices = models
+            .iter()
+            .map(|[key, value]| Ok([matrix(key)?, matrix(value)?]))
+            .collect::<Result<Vec<_>, DeviceError>>()?;
+        let longest = steps.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
+        let mut weights = device.tensor(longest * (n + 1))?;
+        let (mut keys, mut values) = (device.tensor(longest * width)?, device.tensor(longest * width)?);
+        for step in steps {
+            let mut rows = vec![0.0; step.tokens.len() * (n + 1)];
+            for (row, mixture) in rows.chunks_exact_mut(n + 1).zip(mixtures(step)) {
+                row[mixture.first] += mixture.weights[0];
+                row[mixture.second] += mixture.weights[1];
+                row[n] = 1.0;
+            }
+            device.write(&mut weights, &rows)?;
+            self.context.begin(step);
+            for (layer, [key, value]) in matrices.iter().enumerate() {
+                device.linear(&weights, step.tokens.len(), key, None, &mut keys)?;
+                device.linear(&weights, step.tokens.len(), value, None, &mut values)?;
+                if let Err(error) = self.context.append_on_device(layer, &keys, &values) {
+                    self.context.abort();
+                    return Err(error);
+                }
+            }
+            self.context.finish();
+        }
         Ok(())
     }
 }

@@ -4,8 +4,8 @@ use super::{Context, LayerTrace, attended};
 use crate::methods::{Awaited, LayerCall, Selection, StepKind};
 use crate::settings::MethodError;
 use reattention_kernels::{
-    Chosen, ChosenSegment, Device, DeviceCache, DeviceQueries, DeviceView, KeySet, KvView, Pages, Position,
-    Queries, Segment, Tensor,
+    Chosen, ChosenSegment, Device, DeviceCache, DeviceError, DeviceQueries, DeviceView, KeySet, KvView,
+    Pages, Position, Queries, Segment, Tensor,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -123,24 +123,6 @@ impl Context {
         Ok(sides)
     }
 
-    /// [`Context::append`], wherever keys and values are kept.
-    ///
-    /// # Errors
-    /// When the device fails.
-    ///
-    /// # Panics
-    /// Outside a step.
-    pub fn append_rows(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<(), MethodError> {
-        let Some(device) = self.device() else {
-            self.append(layer, k, v);
-            return Ok(());
-        };
-        let (mut keys, mut values) = (device.tensor(k.len())?, device.tensor(v.len())?);
-        device.write(&mut keys, k)?;
-        device.write(&mut values, v)?;
-        self.append_on_device(layer, &keys, &values)
-    }
-
     /// [`Context::append`] with keys and values on the device.
     ///
     /// # Errors
@@ -148,10 +130,10 @@ impl Context {
     ///
     /// # Panics
     /// Outside a step, or if no device keeps the keys and values.
-    pub fn append_on_device(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(), MethodError> {
+    pub fn append_on_device(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(), DeviceError> {
         let n = self.step.as_ref().expect("a layer appends within a step").tokens.len();
         let cache = self.store.device().expect("a device keeps the keys");
-        Ok(cache.append(layer, n, k, v)?)
+        cache.append(layer, n, k, v)
     }
 }
 
