@@ -348,13 +348,17 @@ impl Plan {
         const START: usize = 512;
         let unit = work.tile.unwrap_or(self.tile);
         let units = work.keys.div_ceil(unit);
-        let at_once = facts.multiprocessors.max(1) * self.blocks;
         let most = units.div_ceil(self.teams()).min(MOST_PARTS / self.teams());
+        let (of_split, at_once) =
+            (self.row_blocks * work.n_kv_heads, facts.multiprocessors.max(1) * self.blocks);
         let cost = |splits: usize| {
-            let waves = (self.row_blocks * work.n_kv_heads * splits).div_ceil(at_once);
+            let waves = (of_split * splits).div_ceil(at_once);
             waves * (units.div_ceil(splits * self.teams()) * unit + START)
         };
-        (1..=most).min_by_key(|&splits| cost(splits)).unwrap_or(0)
+        // For each number of waves, as many splits as fit; many waves leave little idle anyway.
+        let fewest = of_split.div_ceil(at_once);
+        let splits = (fewest..fewest + 16).map(|waves| (waves * at_once / of_split).min(most));
+        if most == 0 { 0 } else { splits.min_by_key(|&splits| cost(splits)).unwrap_or(1) }
     }
 
     fn launch(&self, work: &Work) -> Launch {
@@ -470,6 +474,21 @@ mod tests {
         let few = Work { keys: 100, ..of_8b };
         assert_eq!(Plan::new(&facts, &few).unwrap().splits, 1);
         assert_eq!(Plan::new(&facts, &Work { keys: 0, ..of_8b }).unwrap().splits, 0);
+    }
+
+    #[test]
+    fn no_other_number_of_splits_would_end_much_sooner() {
+        let facts = device(132, 227 << 10);
+        for work in works().filter(|work| work.k == 4) {
+            let plan = Plan::new(&facts, &work).unwrap();
+            let keys_in_turn = |splits: usize| {
+                let waves = (plan.row_blocks * 8 * splits).div_ceil(132 * plan.blocks);
+                waves * (work.keys.div_ceil(splits * plan.teams()) + 512)
+            };
+            let best = (1..=MOST_PARTS / plan.teams()).map(keys_in_turn).min().unwrap();
+            let slack = plan.tile.max(work.tile.unwrap_or(0)) * 16;
+            assert!(keys_in_turn(plan.splits) <= best + best / 16 + slack, "{plan:?} {work:?}");
+        }
     }
 
     #[test]
