@@ -27,7 +27,7 @@ pub use decoder::{Logits, Model, Observer, Scratch, loss_bytes};
 pub use error::ModelError;
 pub use family::{Family, TensorNames};
 pub use linear::{Linear, Weight};
-pub use on_device::{device_scratch_bytes, device_weight_bytes};
+pub use on_device::device_scratch_bytes;
 pub use quant::{QuantMatrix, candle_product};
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::{DecodeStream, Encoded, Tokenizer};

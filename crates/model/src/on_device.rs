@@ -68,16 +68,6 @@ pub(crate) struct DeviceScratch {
     logits: Tensor,
 }
 
-/// Device memory that weights take, in bytes.
-pub fn device_weight_bytes(weights: &Weights) -> usize {
-    let bytes = |l: &Linear| l.rows() * l.cols() * dtype(l).bytes() + l.bias().map_or(0, size_of_val);
-    let head = if weights.lm_head.weight().is(weights.embed.weight()) { 0 } else { bytes(&weights.lm_head) };
-    let of_layer = |l: &LayerWeights| -> usize {
-        [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].into_iter().map(bytes).sum()
-    };
-    bytes(&weights.embed) + head + weights.layers.iter().map(of_layer).sum::<usize>()
-}
-
 /// Device memory that steps of at most `tokens` tokens work in, in bytes, without what the device's kernels need besides.
 pub fn device_scratch_bytes(config: &Config, tokens: usize) -> usize {
     Scratch::planned_bytes(config, tokens) + 4 * HEAD_ROWS * (2 * config.hidden + config.vocab_size)
