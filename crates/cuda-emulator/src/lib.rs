@@ -14,6 +14,30 @@
 //!
 //! Blocks run one after another: a kernel that waits for another block never ends. Reads beyond the end of a block are not
 //! found, but what they see are no plausible numbers.
+//!
+//! ```
+//! use reattention_cuda::driver::{Arg, Block, Launch, Module};
+//!
+//! const TWICE: Module = Module {
+//!     name: "twice",
+//!     text: r#"
+//! extern "C" __global__ void twice(float *x, int n) {
+//!     int i = blockIdx.x * blockDim.x + threadIdx.x;
+//!     if (i < n) x[i] *= 2;
+//! }
+//! "#,
+//! };
+//!
+//! // Prints why, where there is no compiler.
+//! let Some(device) = cuda_emulator::device() else { return Ok(()) };
+//! let x = Block::of(&device, &[1.0f32, 2.0, 3.0])?;
+//! let twice = device.function(&TWICE, &[], "twice")?;
+//! let launch = Launch { grid: [1, 1, 1], threads: 32, shared: 0 };
+//! // SAFETY: `x` holds three floats.
+//! unsafe { device.launch(twice, launch, &[x.arg(), Arg::Int(3)])? };
+//! assert_eq!(x.read::<f32>(0, 3)?, [2.0, 4.0, 6.0]);
+//! # Ok::<(), reattention_cuda::driver::CudaError>(())
+//! ```
 #![deny(missing_docs)]
 
 mod compile;
@@ -63,8 +87,13 @@ pub fn facts() -> Facts {
 
 /// An emulated device as tests take it; without a C++ compiler it says so and there is none.
 pub fn device() -> Option<Arc<dyn Driver>> {
+    device_with_seed(1)
+}
+
+/// As [`device`], with another order of lanes, warps and blocks ([`Emulator::with_seed`]).
+pub fn device_with_seed(seed: u64) -> Option<Arc<dyn Driver>> {
     match Emulator::new(facts()) {
-        Ok(emulator) => Some(Arc::new(emulator)),
+        Ok(emulator) => Some(Arc::new(emulator.with_seed(seed))),
         Err(error) => {
             println!("{error}");
             None

@@ -1,19 +1,8 @@
 //! Starting small kernels.
 
-use cuda_emulator::{Emulator, facts};
+pub(crate) use cuda_emulator::device_with_seed as emulator;
 use reattention_cuda::driver::{Arg, Block, CudaError, Driver, Launch, Module};
 use std::sync::Arc;
-
-/// An emulator with this seed, or none where there is no compiler.
-pub(crate) fn emulator(seed: u64) -> Option<Arc<dyn Driver>> {
-    match Emulator::new(facts()) {
-        Ok(emulator) => Some(Arc::new(emulator.with_seed(seed))),
-        Err(error) => {
-            println!("{error}");
-            None
-        }
-    }
-}
 
 /// Runs `kernel` of `text`.
 pub(crate) fn run(
