@@ -180,11 +180,6 @@ template <int N, bool TRANSPOSED> static inline void load(unsigned *to, const vo
     Load me = {to, row};
     together<Load, do_load<N, TRANSPOSED>>(0xffffffffu, me, "load_matrices", place);
 }
-
-static inline void carry_out(const Copy &copy) {
-    if (copy.from) memcpy(copy.to, copy.from, 16);
-    else memset(copy.to, 0, 16);
-}
 } // namespace emulated
 
 static inline void emulated_mma(float d[4], const unsigned a[4], const unsigned b[2], EMULATED_HERE) {
@@ -201,8 +196,8 @@ static inline void emulated_load_matrices_2_transposed(unsigned r[2], const void
     emulated::load<2, true>(r, row, place);
 }
 
-// Copies happen as late as they may, at the wait, or now and then (not with seed 0) at once: both show what is missing, a
-// wait or a barrier.
+// The copies of half the threads (with seed 0, of all) happen as late as they may, at the wait; those of the others at once or
+// at any later call: so both show what is missing, a wait or a barrier before the copy.
 static inline void emulated_copy_async_16(void *to, const void *from, bool is_there, EMULATED_HERE) {
     using namespace emulated;
     check_shared(to, 16, "copy_async_16", place);
@@ -211,20 +206,17 @@ static inline void emulated_copy_async_16(void *to, const void *from, bool is_th
         fail("copy_async_16 (%s:%d): thread %u reads %s", place.file, place.line, threadIdx.x, wrong);
     }
     Fiber *me = current;
-    Copy copy = {to, is_there ? from : nullptr, me->group};
-    if (order->seed != 0 && draw() % 4 == 0) return carry_out(copy);
-    if (me->copies == MOST_COPIES) fail("copy_async_16 (%s:%d): thread %u has %d copies under way", place.file, place.line, threadIdx.x, MOST_COPIES);
-    me->queue[(me->first + me->copies++) % MOST_COPIES] = copy;
+    if (me->copies == MOST_COPIES) {
+        fail("copy_async_16 (%s:%d): thread %u has %d copies under way", place.file, place.line, threadIdx.x, MOST_COPIES);
+    }
+    me->queue[(me->first + me->copies++) % MOST_COPIES] = {to, is_there ? from : nullptr, me->group};
+    if (!me->is_late && draw() % 4 == 0) carry_out(me);
 }
 static inline void emulated_copy_async_commit() { emulated::current->group++; }
 static inline void emulated_copy_async_wait(int n) {
     using namespace emulated;
     Fiber *me = current;
-    while (me->copies > 0 && me->queue[me->first].group < me->group - n) {
-        carry_out(me->queue[me->first]);
-        me->first = (me->first + 1) % MOST_COPIES;
-        me->copies--;
-    }
+    while (me->copies > 0 && me->queue[me->first].group < me->group - n) carry_out(me);
     asm volatile("" : : : "memory");
 }
 

@@ -93,6 +93,7 @@ struct Fiber {
     Warp *warp;
     void *stack; // its pointer, while the fiber does not run
     long long group; // copies of groups below it are committed
+    bool is_late; // no copy happens before it is waited for
     int first, copies;
     Copy queue[MOST_COPIES];
 };
@@ -277,11 +278,21 @@ static void check_stack(unsigned index) {
     fail("thread %u needs more than the %llu bytes that a stack has", index, (unsigned long long)(order->stack_bytes - sizeof(Fiber)));
 }
 
+// The oldest copy of a fiber that is under way.
+static void carry_out(Fiber *of) {
+    const Copy &copy = of->queue[of->first];
+    if (copy.from) memcpy(copy.to, copy.from, 16);
+    else memset(copy.to, 0, 16);
+    of->first = (of->first + 1) % MOST_COPIES;
+    of->copies--;
+}
+
 // The running fiber waits in `state` (or has returned): goes on with another, and comes back when the wait is over.
 static void leave(State state) {
     Fiber *me = current;
     Warp *warp = me->warp;
     check_stack(me->thread.x); // before another thread's state, which lies below the stack, is read
+    if (me->copies > 0 && !me->is_late && draw() % 4 == 0) carry_out(me);
     me->state = state;
     while (++warp->position < WARP_SIZE) {
         Fiber *lane = lane_at(warp, warp->position);
@@ -376,6 +387,7 @@ static void prepare(unsigned index) {
     me->state = RUNNING;
     me->group = 0;
     me->first = me->copies = 0;
+    me->is_late = order->seed == 0 || draw() % 2 == 0;
     memcpy(bottom(index), &CANARY, sizeof CANARY);
     uintptr_t top = (uintptr_t)me;
 #if defined(__x86_64__)

@@ -6,7 +6,7 @@
 //!
 //! * which lanes, warps and blocks run first is drawn by a seed ([`Emulator::with_seed`]), so that a missing barrier gives
 //!   wrong results under some seeds;
-//! * background copies happen as late as they may, or (by chance) at once;
+//! * background copies happen as late as they may, or (in half the threads) at any time before;
 //! * fresh memory, device and shared, holds no numbers, and what is written beyond the end of a block or of dynamic shared
 //!   memory is an error of the launch;
 //! * lanes that do not meet at a warp-wide call, and threads that wait for ever, are errors of the launch, as are arguments

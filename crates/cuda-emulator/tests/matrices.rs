@@ -208,6 +208,32 @@ fn copies_are_there_after_the_wait() {
     assert!((1..6).contains(&early), "copies come early under {early} of 6 seeds");
 }
 
+/// A buffer that is used again before its last copy was waited for.
+#[test]
+fn seeds_show_copies_that_were_not_waited_for() {
+    let text = r#"
+extern "C" __global__ void kernel(const int *from, int *out) {
+    __shared__ __align__(16) int buffer[4 * WARP];
+    copy_async_16(buffer + 4 * threadIdx.x, from, true);
+    copy_async_commit();
+    if (WAIT) COPY_ASYNC_WAIT(0);
+    for (int i = 0; i < 4; i++) buffer[4 * threadIdx.x + i] = 7;
+    __syncwarp();
+    out[threadIdx.x] = buffer[4 * threadIdx.x + 3];
+}
+"#;
+    for wait in [0, 1] {
+        let mut wrong = 0;
+        for seed in 0..6 {
+            let Some(driver) = emulator(seed) else { return };
+            let (from, out) = (Block::zeroed(&driver, 16).unwrap(), Block::new(&driver, 128).unwrap());
+            run(&driver, text, &[("WAIT", wait)], [1, 1, 1], 32, 0, &[from.arg(), out.arg()]).unwrap();
+            wrong += usize::from(out.read::<i32>(0, 32).unwrap() != [7; 32]);
+        }
+        assert_eq!(wrong > 0, wait == 0, "wait {wait}: {wrong} of 6 seeds are wrong");
+    }
+}
+
 /// Every half, and floats around every half, as the `half` crate has them.
 #[test]
 fn halves_are_rounded_to_nearest_even() {
