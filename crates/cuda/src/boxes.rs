@@ -26,8 +26,8 @@ const WITHIN: usize = LARGE / SMALL;
 /// The longest vector whose best [`top_k`] finds.
 const MOST_ELEMENTS: usize = 256;
 
-/// Scores in memory at once, in bytes: more queries are searched in turns.
-const MOST_SCORES: usize = 64 << 20;
+/// The part of the device's memory that scores may take; more queries are searched in turns.
+const SCORES_IN_MEMORY: usize = 1024;
 
 /// Threads of blocks; twins of the macros in `boxes.cu`.
 const BUILD_THREADS: u32 = 256;
@@ -97,7 +97,7 @@ impl Boxes {
         let grid = [len - self.len, shape.n_kv_heads, 1];
         // SAFETY: arguments as the kernel declares them; it reads keys that are there by the check above, and writes boxes
         // that have just been given room.
-        unsafe { launch(driver, "boxes_build", &shape.defines(WIDE), grid, BUILD_THREADS, &args)? };
+        unsafe { launch(driver, "boxes_build", &shape.defines(NARROW), grid, BUILD_THREADS, &args)? };
         self.len = len;
         Ok(())
     }
@@ -301,7 +301,8 @@ impl Search<'_> {
         let scored = if self.is_fused() { 0 } else { self.len };
         let scored = scored.max(self.large * WITHIN).max(self.small * SMALL);
         let per_voter = self.q.n_heads * scored * size_of::<f32>();
-        let at_once = (MOST_SCORES / per_voter).clamp(1, found.q_len);
+        let most = self.driver.facts().memory / SCORES_IN_MEMORY;
+        let at_once = (most / per_voter).clamp(1, found.q_len);
         let scores = Block::new(self.driver, at_once * per_voter)?;
         for from in (0..found.q_len).step_by(at_once) {
             self.turn(from..found.q_len.min(from + at_once), &scores, rest, found)?;
@@ -356,7 +357,7 @@ impl Search<'_> {
         // SAFETY: arguments as the kernel declares them; rows are those of the queries, lists name boxes that are there, and
         // the scores have room for `n` a row.
         unsafe {
-            launch(driver, "boxes_score_small", &shape.defines(WIDE), grid, SCORE_WARPS * 32, &args)?;
+            launch(driver, "boxes_score_small", &shape.defines(NARROW), grid, SCORE_WARPS * 32, &args)?;
         };
         let best_small = self.best(scores, &best_large, WITHIN, rows, n, small)?;
 
@@ -380,7 +381,7 @@ impl Search<'_> {
         let grid = [rows, split.parts, 1];
         // SAFETY: as above; keys in boxes are there.
         unsafe {
-            launch(driver, "boxes_score_keys", &shape.defines(WIDE), grid, SCORE_WARPS * 32, &args)?;
+            launch(driver, "boxes_score_keys", &shape.defines(NARROW), grid, SCORE_WARPS * 32, &args)?;
         };
         let picker = Picker::of(n);
         let from = voters.start * q.n_heads;
@@ -426,7 +427,7 @@ impl Search<'_> {
             // SAFETY: arguments as the kernel declares them; `len` boxes are there and have room for their scores in each
             // row.
             unsafe {
-                launch(driver, "boxes_score_large", &shape.defines(WIDE), grid, SCORE_WARPS * 32, &args)?;
+                launch(driver, "boxes_score_large", &shape.defines(NARROW), grid, SCORE_WARPS * 32, &args)?;
             };
             return self.best(scores, scores, 0, rows, len, large);
         }
@@ -435,7 +436,7 @@ impl Search<'_> {
         let args = [data, n_heads, first_voter, voter_stride, vectors.arg()];
         // SAFETY: arguments as the kernel declares them; the vectors have room.
         unsafe {
-            launch(driver, "boxes_queries", &shape.defines(WIDE), [rows, 1, 1], QUERY_THREADS, &args)?;
+            launch(driver, "boxes_queries", &shape.defines(NARROW), [rows, 1, 1], QUERY_THREADS, &args)?;
         };
         let q_len = rows / q.n_heads;
         let rows_of_boxes = Rows { data: vectors.at(), n_heads: q.n_heads, q_len, head_dim, first: 0 };
@@ -449,7 +450,7 @@ impl Search<'_> {
         let blocks = rows.div_ceil(SORT_WARPS as usize);
         // SAFETY: arguments as the kernel declares them; both lists have `large` slots a row.
         unsafe {
-            launch(driver, "boxes_sort", &shape.defines(WIDE), [blocks, 1, 1], SORT_WARPS * 32, &args)?;
+            launch(driver, "boxes_sort", &shape.defines(NARROW), [blocks, 1, 1], SORT_WARPS * 32, &args)?;
         };
         Ok(sorted)
     }
