@@ -241,3 +241,26 @@ fn a_made_up_cache_holds_what_the_hosts_would() {
     });
     assert_close(&filled[0], &filled[1], "after a made-up stretch");
 }
+
+#[test]
+fn losses_logits_of_some_tokens_and_hidden_states_are_those_of_the_host() {
+    let Some(device) = device(Offload::Off, 8 << 30) else { return };
+    let reference: Arc<dyn Backend> = Arc::new(Reference);
+    for family in ["llama", "qwen2"] {
+        let (model, tokens) = (model(family), ids(70, 6));
+        let wants = [Logits::Loss(ids(69, 7)), Logits::At(vec![3, 69, 40]), Logits::Last, Logits::All];
+        let [got, want] = [&device, &reference].map(|backend| {
+            let mut all = Vec::new();
+            for want in &wants {
+                let mut context = context(&model, ("full", &["chunk=512"]), KvDtype::F32, backend);
+                let step = Step { tokens: 0..70, kind: StepKind::Prefill };
+                let mut seen = |_: usize, states: &[f32]| all.extend_from_slice(states);
+                let scratch = &mut Scratch::default();
+                let given = model.forward(&tokens, &step, &mut context, scratch, want, Some(&mut seen));
+                all.extend(given.unwrap());
+            }
+            all
+        });
+        assert_close(&got, &want, family);
+    }
+}
