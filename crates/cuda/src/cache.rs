@@ -20,6 +20,10 @@ use std::sync::Arc;
 /// Page tables have room for so many pages at least.
 const FIRST_TABLE: usize = 16;
 
+/// Host memory that is taken at once, in bytes, for at most so many sides of pages.
+const HOST_SLAB: usize = 64 << 20;
+const MOST_SIDES: usize = 16;
+
 /// Device memory that stays free of keys and values, for what steps work in.
 const RESERVE: usize = 512 << 20;
 
@@ -37,6 +41,8 @@ pub(crate) struct Cache {
     known_mass: Vec<f32>,
     /// The first page of each layer whose keys may still be on the device, under [`Offload::Old`].
     oldest: usize,
+    /// The last host memory taken, and the sides of pages that it still has room for.
+    slab: Option<(Arc<HostSlab>, usize)>,
 }
 
 #[derive(Debug, Default)]
@@ -61,21 +67,30 @@ enum Place {
     Host(HostBlock),
 }
 
-/// Pinned host memory that gives itself back.
+/// A place in pinned host memory.
 #[derive(Debug)]
 struct HostBlock {
+    #[allow(dead_code, reason = "held")]
+    slab: Arc<HostSlab>,
+    /// Where the device sees it.
+    at: u64,
+}
+
+/// Pinned host memory for several sides of pages, which gives itself back: taking it takes long, however little it is.
+#[derive(Debug)]
+struct HostSlab {
     driver: Arc<dyn Driver>,
     at: Pinned,
 }
 
-// SAFETY: the block owns the memory at its address, which no thread is bound to.
-unsafe impl Send for HostBlock {}
+// SAFETY: the slab owns the memory at its address, which no thread is bound to.
+unsafe impl Send for HostSlab {}
 // SAFETY: as above; nothing reads or writes through a shared reference but the device.
-unsafe impl Sync for HostBlock {}
+unsafe impl Sync for HostSlab {}
 
-impl Drop for HostBlock {
+impl Drop for HostSlab {
     fn drop(&mut self) {
-        // SAFETY: the block took the memory and is its only owner.
+        // SAFETY: the slab took the memory, and its blocks are gone.
         unsafe { self.driver.free_pinned(self.at) };
     }
 }
@@ -84,7 +99,7 @@ impl Place {
     fn at(&self) -> u64 {
         match self {
             Self::Device(block) => block.at(),
-            Self::Host(block) => block.at.device,
+            Self::Host(block) => block.at,
         }
     }
 }
@@ -92,7 +107,16 @@ impl Place {
 impl Cache {
     pub(crate) fn new(shared: Arc<Shared>, shape: CacheShape) -> Self {
         let layers = (0..shape.layers).map(|_| Layer::default()).collect();
-        Self { shared, shape, layers, tallies: None, mass: None, known_mass: Vec::new(), oldest: 0 }
+        Self {
+            shared,
+            shape,
+            layers,
+            tallies: None,
+            mass: None,
+            known_mass: Vec::new(),
+            oldest: 0,
+            slab: None,
+        }
     }
 
     fn check<T>(&self, result: Result<T, CudaError>) -> Result<T, DeviceError> {
@@ -162,7 +186,7 @@ impl Cache {
     fn place(&mut self, on_host: bool) -> Result<Place, CudaError> {
         let bytes = self.side_bytes();
         if on_host {
-            return self.host_block(bytes).map(Place::Host);
+            return self.host_block().map(Place::Host);
         }
         if self.shared.offload == Offload::Old {
             while self.shared.driver.free_memory()?
@@ -176,9 +200,20 @@ impl Cache {
         Block::new(&self.shared.driver, bytes).map(Place::Device)
     }
 
-    fn host_block(&self, bytes: usize) -> Result<HostBlock, CudaError> {
-        let at = self.shared.driver.alloc_pinned(bytes)?;
-        Ok(HostBlock { driver: Arc::clone(&self.shared.driver), at })
+    /// Host memory for one side of a page.
+    fn host_block(&mut self) -> Result<HostBlock, CudaError> {
+        let (side, driver) = (self.side_bytes(), &self.shared.driver);
+        let (slab, left) = match &self.slab {
+            Some((slab, left)) if *left > 0 => (Arc::clone(slab), *left),
+            _ => {
+                let sides = (HOST_SLAB / side).clamp(1, MOST_SIDES);
+                let at = driver.alloc_pinned(sides * side)?;
+                (Arc::new(HostSlab { driver: Arc::clone(driver), at }), sides)
+            }
+        };
+        self.slab = Some((Arc::clone(&slab), left - 1));
+        let at = slab.at.device + ((left - 1) * side) as u64;
+        Ok(HostBlock { slab, at })
     }
 
     /// Moves the oldest keys that are still on the device to the host, in all layers; false if there are none but the page
@@ -192,9 +227,10 @@ impl Cache {
                 let is_last = page + 1 >= self.layers[layer].pages.len();
                 let held = self.layers[layer].pages.get(page).and_then(Option::as_ref);
                 let Some(Place::Device(keys)) = held.map(|p| &p.keys).filter(|_| !is_last) else { continue };
-                let moved = self.host_block(bytes)?;
+                let keys = keys.at();
+                let moved = self.host_block()?;
                 // SAFETY: both blocks are that long; the copy runs before the device's block is given back.
-                unsafe { self.shared.driver.copy(keys.at(), moved.at.device, bytes)? };
+                unsafe { self.shared.driver.copy(keys, moved.at, bytes)? };
                 let slot = self.layers[layer].pages[page].as_mut().expect("held above");
                 slot.keys = Place::Host(moved);
                 let entry = Page::entry(&self.layers[layer].pages[page]);
