@@ -1,7 +1,7 @@
 //! Kernel text compiled for the CPU, kept as shared libraries beside the test's executable.
 
 use crate::NoCompiler;
-use reattention_cuda::driver::{COMMON, CudaError, Module};
+use reattention_cuda::driver::{CudaError, Module};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt::Write as _;
@@ -114,18 +114,16 @@ impl Kernel {
 
 impl Library {
     /// The kernel of that name, unless the text leaves it out.
-    pub(crate) fn kernel(&'static self, name: &'static str) -> Option<Kernel> {
-        // SAFETY: names are strings of the library.
-        let row = *self
-            .rows
-            .iter()
-            .find(|row| unsafe { CStr::from_ptr(row.name) }.to_bytes() == name.as_bytes())?;
+    pub(crate) fn kernel(&'static self, name: &str) -> Option<Kernel> {
+        // SAFETY: names are strings of the library, which is never unloaded.
+        let named = |row: &Row| unsafe { CStr::from_ptr(row.name) }.to_str().ok();
+        let row = *self.rows.iter().find(|row| named(row) == Some(name))?;
         if row.parameters.is_null() {
             return None;
         }
         // SAFETY: as above.
-        let parameters = unsafe { CStr::from_ptr(row.parameters) };
-        Some(Kernel { library: self, name, parameters: parameters.to_str().ok()?, row })
+        let (name, parameters) = unsafe { (CStr::from_ptr(row.name), CStr::from_ptr(row.parameters)) };
+        Some(Kernel { library: self, name: name.to_str().ok()?, parameters: parameters.to_str().ok()?, row })
     }
 }
 
@@ -147,8 +145,9 @@ pub(crate) fn compiler() -> Result<&'static (String, String), NoCompiler> {
     found.as_ref().map_err(Clone::clone)
 }
 
-/// The library of a family with each of `defines` as a macro.
+/// The library of `common` and a family after it, with each of `defines` as a macro.
 pub(crate) fn library(
+    common: &str,
     module: &Module,
     defines: &[(&'static str, i64)],
 ) -> Result<&'static Library, CudaError> {
@@ -157,7 +156,7 @@ pub(crate) fn library(
 
     let (compiler, version) = compiler()
         .map_err(|error| CudaError::Library { library: "a C++ compiler", advice: error.advice() })?;
-    let text = text(module, defines);
+    let text = text(common, module, defines);
     let mut hasher = DefaultHasher::new();
     (&text, OPTIONS, compiler, version).hash(&mut hasher);
     let hash = hasher.finish();
@@ -250,7 +249,7 @@ fn load(path: &Path) -> Result<&'static Library, CudaError> {
 }
 
 /// What the compiler gets.
-fn text(module: &Module, defines: &[(&'static str, i64)]) -> String {
+fn text(common: &str, module: &Module, defines: &[(&'static str, i64)]) -> String {
     let (kernels, names) = kernels(module.text);
     let mut text = String::new();
     // `cuda.hpp` needs the type of elements; other macros might meet names in headers.
@@ -271,7 +270,7 @@ fn text(module: &Module, defines: &[(&'static str, i64)]) -> String {
     }
     let _ = writeln!(
         text,
-        "namespace {{\n#line 1 \"common.cuh\"\n{COMMON}\n#line 1 \"{}.cu\"\n{kernels}",
+        "namespace {{\n#line 1 \"common.cuh\"\n{common}\n#line 1 \"{}.cu\"\n{kernels}",
         module.name
     );
     text += "#line 1 \"table of kernels\"\nconstexpr emulated::Kernel table[] = {\n";

@@ -47,7 +47,7 @@ mod product;
 use compile::{Kernel, Order, Uint3, lock};
 use memory::{Memory, complain};
 use reattention_cuda::driver::{
-    Address, Arg, CudaError, Driver, Facts, Function, Launch, Module, Pinned, Product,
+    Address, Arg, COMMON, CudaError, Driver, Facts, Function, Launch, Module, Pinned, Product,
 };
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -72,6 +72,14 @@ impl NoCompiler {
     fn advice(&self) -> &'static str {
         "install one, or name it by the variable CXX"
     }
+}
+
+/// Compiles a text that has what all families share in it already, and says what the compiler found wrong.
+///
+/// # Errors
+/// When there is no compiler, or the text does not compile.
+pub fn compile_whole(whole: &Module, defines: &[(&'static str, i64)]) -> Result<(), CudaError> {
+    compile::library("", whole, defines).map(drop)
 }
 
 /// A device of facts that a test may change: compute capability 9.0, 4 multiprocessors, 8 GiB.
@@ -169,6 +177,21 @@ impl Emulator {
         self
     }
 
+    /// As [`Driver::function`] of a text that has what all families share in it already, with the kernel's parameters: a letter
+    /// each, `p` for a pointer, `i`, `l` and `f` for `int`, `long long` and `float`. `None` if it has no such kernel.
+    ///
+    /// # Errors
+    /// When it does not compile.
+    pub fn function_of_whole(
+        &self,
+        whole: &Module,
+        defines: &[(&'static str, i64)],
+        name: &str,
+    ) -> Result<Option<(Function, &'static str)>, CudaError> {
+        let Some(kernel) = compile::library("", whole, defines)?.kernel(name) else { return Ok(None) };
+        Ok(Some((lock(&self.state).add(kernel), kernel.parameters)))
+    }
+
     fn check_launch(
         &self,
         kernel: &Kernel,
@@ -244,6 +267,11 @@ fn shuffled(n: u64, seed: u64) -> Vec<u64> {
 }
 
 impl State {
+    fn add(&mut self, kernel: Kernel) -> Function {
+        self.kernels.push(kernel);
+        Function(self.kernels.len() as u64 - 1)
+    }
+
     /// # Safety
     /// As for [`Driver::launch`].
     unsafe fn run(
@@ -373,13 +401,13 @@ impl Driver for Emulator {
             return Ok(function);
         }
         // Without the lock: other threads need not wait for the compiler.
-        let kernel = compile::library(module, defines)?.kernel(name).ok_or_else(|| CudaError::Call {
-            call: "finding a kernel",
-            reason: format!("`{}` with {defines:?} has no kernel `{name}`", module.name),
-        })?;
+        let kernel =
+            compile::library(COMMON, module, defines)?.kernel(name).ok_or_else(|| CudaError::Call {
+                call: "finding a kernel",
+                reason: format!("`{}` with {defines:?} has no kernel `{name}`", module.name),
+            })?;
         let mut state = lock(&self.state);
-        let function = Function(state.kernels.len() as u64);
-        state.kernels.push(kernel);
+        let function = state.add(kernel);
         state.known.insert(key, function);
         Ok(function)
     }
