@@ -9,6 +9,7 @@
 //! * background copies happen as late as they may, or (in half the threads) at any time before;
 //! * fresh memory, device and shared, holds no numbers, and what is written beyond the end of a block or of dynamic shared
 //!   memory is an error of the launch;
+//! * the host and the device see pinned memory at different addresses (on Linux);
 //! * lanes that do not meet at a warp-wide call, and threads that wait for ever, are errors of the launch, as are arguments
 //!   whose types are not those of the kernel's parameters.
 //!
@@ -42,6 +43,7 @@
 
 mod compile;
 mod memory;
+mod pinned;
 mod product;
 
 use compile::{Kernel, Order, Uint3, lock};
@@ -341,16 +343,18 @@ impl Driver for Emulator {
     }
 
     fn alloc_pinned(&self, bytes: usize) -> Result<Pinned, CudaError> {
-        let device = lock(&self.state).memory.alloc(bytes, true)?;
-        Ok(Pinned { host: device as *mut u8, device })
+        let mut state = lock(&self.state);
+        let device = state.memory.alloc(bytes, true)?;
+        Ok(Pinned { host: state.memory.host(device).unwrap_or(device as *mut u8), device })
     }
 
     unsafe fn free_pinned(&self, at: Pinned) {
-        if at.host as Address != at.device {
+        let mut state = lock(&self.state);
+        if state.memory.host(at.device) != Some(at.host) {
             complain("pinned memory that is given back has an address of the host that is not its own");
         }
         // SAFETY: promised by the caller.
-        unsafe { lock(&self.state).memory.free(at.device, true) }
+        unsafe { state.memory.free(at.device, true) }
     }
 
     unsafe fn upload(&self, data: &[u8], to: Address) -> Result<(), CudaError> {

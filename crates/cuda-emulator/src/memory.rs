@@ -1,5 +1,6 @@
 //! Memory that plays the device's: poisoned, watched at both ends.
 
+use crate::pinned::Twice;
 use reattention_cuda::driver::{Address, CudaError};
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
@@ -25,7 +26,8 @@ pub(crate) struct Memory {
 #[derive(Clone, Copy, Debug)]
 struct Taken {
     bytes: usize,
-    pinned: bool,
+    /// Of pinned memory, with what nobody may write before it.
+    pinned: Option<Twice>,
 }
 
 #[derive(Debug)]
@@ -56,9 +58,14 @@ impl Memory {
         if charged > free {
             return Err(refused);
         }
+        let twice = if pinned { Twice::map(layout(bytes).size()) } else { None };
         // SAFETY: the layout is not empty, and all that is written lies within it.
         let start = unsafe {
-            let start = alloc(layout(bytes));
+            let start = match twice {
+                Some(twice) => twice.device,
+                None if pinned => return Err(refused),
+                None => alloc(layout(bytes)),
+            };
             if start.is_null() {
                 return Err(refused);
             }
@@ -68,8 +75,13 @@ impl Memory {
             start.add(BEFORE)
         };
         limit.taken += charged;
-        self.blocks.insert(start as Address, Taken { bytes, pinned });
+        self.blocks.insert(start as Address, Taken { bytes, pinned: twice });
         Ok(start as Address)
+    }
+
+    /// Where the host sees pinned memory that the device sees there.
+    pub(crate) fn host(&self, device: Address) -> Option<*mut u8> {
+        Some(self.blocks.get(&device)?.pinned?.host.wrapping_add(BEFORE))
     }
 
     /// # Safety
@@ -77,11 +89,11 @@ impl Memory {
     pub(crate) unsafe fn free(&mut self, at: Address, pinned: bool) {
         let damage = self.damage();
         match self.blocks.remove(&at) {
-            Some(taken) if taken.pinned == pinned => {
+            Some(taken) if taken.pinned.is_some() == pinned => {
                 let limit = if pinned { &mut self.pinned } else { &mut self.device };
                 limit.taken -= taken.bytes.next_multiple_of(BOUNDARY);
-                // SAFETY: it was taken with this layout, and is in no list any more.
-                unsafe { dealloc((at as *mut u8).sub(BEFORE), layout(taken.bytes)) };
+                // SAFETY: it is in no list any more.
+                unsafe { taken.give_back(at) };
             }
             _ => complain(&format!("{at:#x} is given back, but no such block (pinned: {pinned}) is taken")),
         }
@@ -140,8 +152,23 @@ impl Drop for Memory {
             eprintln!("cuda-emulator: {left} blocks were never given back");
         }
         for (&at, taken) in &self.blocks {
-            // SAFETY: the block was taken with this layout and the device is gone.
-            unsafe { dealloc((at as *mut u8).sub(BEFORE), layout(taken.bytes)) };
+            // SAFETY: the device is gone.
+            unsafe { taken.give_back(at) };
+        }
+    }
+}
+
+impl Taken {
+    /// # Safety
+    /// The block stands at `at` and is not used any more.
+    unsafe fn give_back(&self, at: Address) {
+        let layout = layout(self.bytes);
+        // SAFETY: it was taken with this layout.
+        unsafe {
+            match self.pinned {
+                Some(twice) => twice.unmap(layout.size()),
+                None => dealloc((at as *mut u8).sub(BEFORE), layout),
+            }
         }
     }
 }

@@ -74,11 +74,12 @@ fn devices_that_the_compiler_does_not_know_get_portable_code() {
 }
 
 #[test]
-fn facts_memory_and_copies() {
+fn facts_memory_copies_and_products() {
     run("inside::facts_are", &[]);
     run("inside::memory", &[(variables::MEMORY, "67108864"), (variables::PINNED, "16777216")]);
     run("inside::uploads", &[]);
     run("inside::pinned", &[]);
+    run("inside::products", &[]);
     run("inside::threads", &[]);
 }
 

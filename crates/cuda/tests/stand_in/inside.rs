@@ -2,7 +2,8 @@
 
 use crate::common::{AnyStore, Rng};
 use cuda_emulator::{Emulator, facts};
-use reattention_cuda::driver::{Arg, Block, CudaError, Driver, Facts, Launch, Module};
+use half::{bf16, f16};
+use reattention_cuda::driver::{Arg, Block, CudaError, Driver, Dtype, Facts, Launch, Module, Product};
 use reattention_cuda::nvidia::Nvidia;
 use reattention_cuda::{Cuda, Offload};
 use reattention_kernels::{
@@ -109,6 +110,7 @@ fn pinned_memory_is_written_by_kernels_and_copied() {
     let driver = open();
     let n = 256;
     let (there, here) = (Block::new(&driver, 8 * n).unwrap(), driver.alloc_pinned(4 * n).unwrap());
+    assert_eq!(here.host as u64 == here.device, !cfg!(target_os = "linux"), "{here:?}");
     mark(&driver, here.device, there.at(), n as u32).unwrap();
     let mut copied = vec![0i32; n];
     // SAFETY: the memory is that long.
@@ -126,6 +128,51 @@ fn pinned_memory_is_written_by_kernels_and_copied() {
     unsafe { driver.free_pinned(here) };
     let seconds = driver.time(&mut || mark(&driver, there.at(), there.at(), 64)).unwrap();
     assert!(seconds > 0.0 && seconds < 10.0, "{seconds}");
+}
+
+/// Rows of a larger matrix start anywhere; what is chosen for one boundary does not do for a lesser one.
+#[test]
+#[ignore = "needs the stand-in"]
+fn products_start_at_any_element() {
+    let driver = open();
+    let (rows, inputs, outputs, room) = (3, 20, 7, 200);
+    for (dtype, bytes) in [(Dtype::Bf16, 2), (Dtype::F16, 2), (Dtype::F32, 4)] {
+        let encode = |x: f32| match dtype {
+            Dtype::Bf16 => bf16::from_f32(x).to_le_bytes().to_vec(),
+            Dtype::F16 => f16::from_f32(x).to_le_bytes().to_vec(),
+            Dtype::F32 => x.to_le_bytes().to_vec(),
+        };
+        // Small integers are exact in all three.
+        let (x, w) = (|i: usize| (i % 7) as f32 - 3.0, |i: usize| (i % 5) as f32 - 1.0);
+        let on_device = |of: &dyn Fn(usize) -> f32| {
+            Block::of(&driver, &(0..room).flat_map(|i| encode(of(i))).collect::<Vec<u8>>()).unwrap()
+        };
+        let (x_there, w_there) = (on_device(&x), on_device(&w));
+        for [x_from, w_from, y_from] in [[0, 0, 0], [1, 3, 1], [16, 0, 8], [0, 1, 3], [60, 60, 0]] {
+            let y = Block::zeroed(&driver, 4 * (y_from + rows * outputs + 1)).unwrap();
+            let at = |block: &Block, from: usize, bytes| block.at() + (from * bytes) as u64;
+            let product = Product {
+                rows,
+                inputs,
+                outputs,
+                dtype,
+                x: at(&x_there, x_from, bytes),
+                w: at(&w_there, w_from, bytes),
+                y: at(&y, y_from, 4),
+            };
+            // SAFETY: the matrices lie within the blocks.
+            unsafe { driver.multiply(&product).unwrap() };
+            let found = y.read::<f32>(0, y_from + rows * outputs + 1).unwrap();
+            let term = |row: usize, output: usize, i: usize| {
+                x(x_from + row * inputs + i) * w(w_from + output * inputs + i)
+            };
+            let sums = (0..rows * outputs)
+                .map(|at| (0..inputs).map(|i| term(at / outputs, at % outputs, i)).sum::<f32>());
+            let expected: Vec<f32> =
+                std::iter::repeat_n(0.0, y_from).chain(sums).chain(std::iter::once(0.0)).collect();
+            assert_eq!(found, expected, "{product:?}");
+        }
+    }
 }
 
 #[test]
