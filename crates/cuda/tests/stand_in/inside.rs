@@ -124,8 +124,11 @@ fn pinned_memory_is_written_by_kernels_and_copied() {
     // SAFETY: both are that long.
     unsafe { driver.copy(here.device, there.at(), 4 * n).unwrap() };
     assert_eq!(there.read::<i32>(0, n).unwrap(), copied);
-    // SAFETY: nothing uses it any more.
+    // A kernel that nobody has waited for still uses it.
+    mark(&driver, here.device, there.at(), n as u32).unwrap();
+    // SAFETY: nothing that comes later uses it.
     unsafe { driver.free_pinned(here) };
+    driver.wait().unwrap();
     let seconds = driver.time(&mut || mark(&driver, there.at(), there.at(), 64)).unwrap();
     assert!(seconds > 0.0 && seconds < 10.0, "{seconds}");
 }
