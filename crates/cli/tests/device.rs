@@ -1,6 +1,7 @@
 //! What the command says of devices that are not there.
 
 use assert_cmd::Command;
+use cuda_emulator::{Emulator, facts};
 use reattention_cuda::nvidia::Nvidia;
 
 fn reattn(args: &[&str]) -> (Option<i32>, String, String) {
@@ -24,6 +25,37 @@ fn a_gpu_that_is_not_there_is_named_in_one_line_and_auto_goes_on_without() {
     assert_eq!(code, Some(0), "{err}");
     assert!(err.lines().any(|l| l.starts_with("computing on the CPU: ")), "{err}");
     assert!(out.ends_with("found 1 of 1\n"), "{out}");
+}
+
+/// The whole command on a GPU that is none: a library stands in for NVIDIA's, and runs the kernels on the CPU.
+#[test]
+fn the_command_finds_its_facts_on_a_gpu_that_is_stood_in_for() {
+    if let Err(error) = Emulator::new(facts()) {
+        println!("{error}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    if let Err(error) = cuda_stand_in::install(folder.path()) {
+        println!("skipped: {error}");
+        return;
+    }
+    let before = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let paths = std::iter::once(folder.path().to_owned()).chain(std::env::split_paths(&before));
+    let paths = std::env::join_paths(paths).unwrap();
+    for flags in [&["--kv-offload", "values"][..], &["--set", "selector=boxes", "--set", "exact_below=256"]] {
+        let output = Command::cargo_bin("reattn")
+            .unwrap()
+            .env("LD_LIBRARY_PATH", &paths)
+            .env("REATTENTION_CACHE", folder.path().join("cache"))
+            .args(["demo", "--tokens", "1k", "--facts", "1", "--device", "cuda"])
+            .args(flags)
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success() && out.ends_with("found 1 of 1\n"), "{flags:?}: {out}\n{err}");
+        assert!(err.contains("on stand-in: weights"), "{flags:?}: {err}");
+    }
 }
 
 #[test]
