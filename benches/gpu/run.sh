@@ -4,8 +4,8 @@
 #
 #   benches/gpu/run.sh OUT [GOLDEN]
 #
-# REATTN, CONFORMANCE and SYNTH name programs that were built elsewhere, for a GPU machine without Rust; without them they are
-# built here. LENGTHS and ROUNDS may be set. Needs 20 GB of disk for the weights, under $TMPDIR.
+# REATTN, CONFORMANCE and SYNTH name programs that were built elsewhere, for a GPU machine without Rust, and TESTS test programs
+# (`cargo test -p reattention-cuda --no-run` names them); without REATTN all are built here. LENGTHS and ROUNDS may be set. Needs 20 GB of disk for the weights, under $TMPDIR.
 set -euo pipefail
 out=${1:?usage: benches/gpu/run.sh OUT [GOLDEN]}
 golden=${2:-testdata/golden}
@@ -25,6 +25,9 @@ if [ -z "${REATTN:-}" ]; then
     REATTN=target/release/reattn CONFORMANCE=target/release/conformance SYNTH=target/release/examples/synth
     step cargo test -p reattention-cuda
 fi
+for test in ${TESTS:-}; do
+    step "$test" --nocapture | tee -a "$out/tests.txt"
+done
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$out/gpu.csv"
 
 # Right first.
