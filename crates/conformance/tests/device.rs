@@ -221,6 +221,10 @@ fn what_does_not_fit_the_device_is_refused_before_it_is_taken() {
     plan(100_000, KvDtype::Bf16).check().unwrap();
     let error = plan(4_000_000, KvDtype::F32).check().unwrap_err().to_string();
     assert!(error.contains("on emulated") && error.contains("--kv-offload"), "{error}");
+    // However much is asked for.
+    let method = build("reattention", &Settings::default(), &package.shape()).unwrap();
+    let most = package.plan(method.as_ref(), KvDtype::F32, usize::MAX, usize::MAX, device.as_ref());
+    assert!(most.check().is_err(), "{most:?}");
 }
 
 #[test]

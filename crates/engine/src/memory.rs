@@ -116,7 +116,8 @@ impl MemoryPlan {
         if method.suits_device() {
             room = device.kv_room(Store::on_device_shape(&config.shape(), kv), method.kept(self.tokens));
             // No index either: the method searches what the device keeps.
-            self.total = self.total - self.kv - self.extra + room.host;
+            let rest = self.total.saturating_sub(self.kv).saturating_sub(self.extra);
+            self.total = rest.saturating_add(room.host);
             (self.kv, self.extra) = (room.host, 0);
         }
         let step = method.largest_step().min(self.tokens.max(1));
@@ -126,8 +127,8 @@ impl MemoryPlan {
         let (name, kv, movable) = (device.name(), room.device, room.movable);
         // What does not fit there comes here.
         let moved = total.saturating_sub(available.unwrap_or(usize::MAX)).min(movable);
-        self.kv += moved;
-        self.total += moved;
+        self.kv = self.kv.saturating_add(moved);
+        self.total = self.total.saturating_add(moved);
         self.device = Some(DevicePlan { name, weights, kv, movable, scratch, total, available });
         self
     }
@@ -162,7 +163,7 @@ impl MemoryPlan {
         let needed = device.total - device.movable;
         let Some(available) = device.available.filter(|a| needed > *a) else { return Ok(()) };
         let per_token = (device.kv - device.movable) / self.tokens.max(1);
-        let rest = available.checked_sub(device.weights + device.scratch);
+        let rest = available.checked_sub(device.weights.saturating_add(device.scratch));
         let advice = match rest.and_then(|rest| rest.checked_div(per_token)) {
             Some(fit) if fit > 0 => {
                 format!("; about {fit} tokens fit, or more with --kv-offload values or --kv-offload old")
