@@ -129,13 +129,11 @@ impl ModelArgs {
                 "--kv-offload is for --device cuda: on the CPU all is in host memory"
             )));
         }
-        let cpu = Cpu::new(threads).input()?;
-        Ok(match (self.backend, self.device) {
-            (BackendName::Reference, _) => Arc::new(Reference),
-            (BackendName::Cpu, Place::Cpu) => Arc::new(cpu),
-            (BackendName::Cpu, _) => match self.cuda(threads)? {
+        Ok(match self.backend {
+            BackendName::Reference => Arc::new(Reference),
+            BackendName::Cpu => match self.cuda(threads)? {
                 Some(cuda) => Arc::new(cuda),
-                None => Arc::new(cpu),
+                None => Arc::new(Cpu::new(threads).input()?),
             },
         })
     }

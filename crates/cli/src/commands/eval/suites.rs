@@ -130,8 +130,8 @@ fn engines(
 ) -> Result<Vec<Engine>, Failure> {
     let threads = (args.model.threads()? / jobs).max(1);
     // Jobs share a device and its copy of the weights, and otherwise the threads.
-    let is_device = backend.device().is_some();
-    let each = || if is_device { Ok(Arc::clone(&backend)) } else { args.model.backend_of(threads) };
+    let is_shared = jobs == 1 || backend.device().is_some();
+    let each = || if is_shared { Ok(Arc::clone(&backend)) } else { args.model.backend_of(threads) };
     let engine = package.engine(Arc::clone(tokenizer), each()?).input()?;
     let engine = if args.no_template { engine.without_template() } else { engine };
     let mut engines = Vec::new();
