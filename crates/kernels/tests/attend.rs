@@ -1,7 +1,7 @@
 //! Attention over segments of every path against the plain backend.
 
 mod common;
-use common::{AnyStore, Rng, assert_close, backends};
+use common::{AnyStore, Rng, assert_close, backends, key_set};
 use reattention_kernels::{
     Backend, Band, Cpu, KeySet, KvView, Position, Queries, Reference, RopeTable, Segment,
 };
@@ -27,22 +27,6 @@ fn position(rng: &mut Rng) -> Position {
         2 => Position::Rank { offset: rng.int(0, 300) as i64 - 3 },
         _ => Position::Constant(rng.int(0, 5000) as i64),
     }
-}
-
-fn key_set(rng: &mut Rng, len: usize) -> KeySet {
-    let start = rng.int(0, len);
-    let end = rng.int(start, len);
-    if rng.int(0, 1) == 0 {
-        return KeySet::Range(start..end);
-    }
-    // Spans with gaps, as selection makes them.
-    let (mut keys, mut token) = (Vec::new(), start);
-    while token < end {
-        let span = rng.int(1, 40);
-        keys.extend((token..(token + span).min(end)).map(|t| t as u32));
-        token += span + rng.int(1, 60);
-    }
-    KeySet::Gathered(keys.into())
 }
 
 fn segment(rng: &mut Rng, len: usize, ropes: &[Arc<RopeTable>]) -> Segment {

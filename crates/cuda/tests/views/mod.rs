@@ -1,7 +1,7 @@
 //! Random views for the tests of attention.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use crate::common::{AnyStore, Rng};
+use crate::common::{AnyStore, Rng, key_set};
 use cuda_emulator::{Emulator, facts};
 use reattention_cuda::driver::Driver;
 use reattention_kernels::{Band, KeySet, Position, Queries, RopeTable, Segment};
@@ -76,22 +76,6 @@ fn position(rng: &mut Rng) -> Position {
         },
         _ => Position::Stair { border: rng.int(0, 700), width: rng.int(1, 50) },
     }
-}
-
-fn key_set(rng: &mut Rng, len: usize) -> KeySet {
-    let start = rng.int(0, len);
-    let end = rng.int(start, len);
-    if rng.int(0, 1) == 0 {
-        return KeySet::Range(start..end);
-    }
-    // Spans with gaps, as selection makes them.
-    let (mut keys, mut token) = (Vec::new(), start);
-    while token < end {
-        let span = rng.int(1, 40);
-        keys.extend((token..(token + span).min(end)).map(|t| t as u32));
-        token += span + rng.int(1, 60);
-    }
-    KeySet::Gathered(keys.into())
 }
 
 pub(crate) fn segment(rng: &mut Rng, len: usize, ropes: &[Arc<RopeTable>]) -> Segment {

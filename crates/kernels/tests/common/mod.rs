@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use reattention_kernels::cpu::Path;
-use reattention_kernels::{Buffer, Cpu, Element, KvView, PAGE, Pages, bf16};
+use reattention_kernels::{Buffer, Cpu, Element, KeySet, KvView, PAGE, Pages, bf16};
 
 /// SplitMix64.
 pub(crate) struct Rng(pub(crate) u64);
@@ -111,4 +111,21 @@ pub(crate) fn assert_close(got: &[f32], want: &[f32], tolerance: f32, what: &str
         let same = g == w || (g - w).abs() <= tolerance * (1.0 + w.abs());
         assert!(same, "{what}: element {i} is {g}, expected {w}");
     }
+}
+
+/// Any keys of the first `len` tokens: a range, or spans with gaps.
+pub(crate) fn key_set(rng: &mut Rng, len: usize) -> KeySet {
+    let start = rng.int(0, len);
+    let end = rng.int(start, len);
+    if rng.int(0, 1) == 0 {
+        return KeySet::Range(start..end);
+    }
+    // Spans with gaps, as selection makes them.
+    let (mut keys, mut token) = (Vec::new(), start);
+    while token < end {
+        let span = rng.int(1, 40);
+        keys.extend((token..(token + span).min(end)).map(|t| t as u32));
+        token += span + rng.int(1, 60);
+    }
+    KeySet::Gathered(keys.into())
 }
