@@ -140,3 +140,53 @@ fn a_length_too_short_for_its_facts_is_refused_at_once() {
     let error = needle::Suite::new(options, &Tools::of(&engine)).unwrap_err();
     assert!(matches!(error, EvalError::Text(_)), "{error}");
 }
+
+#[test]
+fn one_text_serves_questions_for_one_fact_and_for_three() {
+    let engines = [engine(1)];
+    let tools = Tools::of(&engines[0]);
+    let depths = vec![0.0, 20.0, 40.0, 60.0, 80.0, 100.0];
+    let of = |keys: Vec<usize>| needle::Options {
+        lengths: vec![512],
+        depths: depths.clone(),
+        samples: 1,
+        keys,
+        ..needle::Options::default()
+    };
+    assert!(needle::Suite::new(of(vec![7]), &tools).unwrap_err().to_string().contains("it can be 1 to 6"));
+    let suite = needle::Suite::new(of(vec![1, 3]), &tools).unwrap();
+    assert_eq!(suite.readings().len(), 1, "the text is read once");
+    let run::Made::Asked(asked) = suite.make(&suite.readings()[0], &tools).unwrap() else { panic!() };
+    assert_eq!(asked.questions.len(), 12);
+    let three = &asked.questions[6];
+    assert_eq!(three.after.matches("What is the").count(), 3);
+    let values: Vec<&str> = three.sample.references().unwrap();
+    assert!(values.iter().all(|v| asked.source.text.contains(v)));
+    let score = |prediction: String, task: &str| {
+        let sample = run_sample(&prediction, &three.sample);
+        suite.score(task, &sample).unwrap().value
+    };
+    assert_eq!(score(format!("{}, {} and {}", values[2], values[0], values[1]), "keys-3"), 1.0);
+    assert_eq!(score(format!("{} and 1{}", values[1], values[0]), "keys-3"), 1.0 / 3.0);
+
+    let suites: Vec<Box<dyn Suite>> = vec![Box::new(suite)];
+    let mut journal = Journal::in_memory();
+    run::run(
+        &engines,
+        &arms(&["full"]),
+        &suites,
+        &Options::default(),
+        &mut journal,
+        &Cancel::default(),
+        &mut |_| {},
+    )
+    .unwrap();
+    let of = |task: &str| journal.rows().iter().filter(|r| r.task == task).collect::<Vec<_>>();
+    assert_eq!((of("single").len(), of("keys-3").len()), (6, 6));
+    assert!(of("single").iter().all(|r| r.depth.is_some()) && of("keys-3").iter().all(|r| r.depth.is_none()));
+    assert!(of("single").iter().all(|r| r.is_right()), "the built-in model finds facts within its window");
+}
+
+fn run_sample(prediction: &str, of: &reattention_eval::scorers::Sample) -> reattention_eval::scorers::Sample {
+    reattention_eval::scorers::Sample { prediction: prediction.into(), ..of.clone() }
+}

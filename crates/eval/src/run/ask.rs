@@ -240,7 +240,7 @@ fn row(suite: &dyn Suite, reading: &Reading, index: usize, question: &Question, 
     sample.prediction.clone_from(&answer.text);
     let mut row = Row {
         suite: suite.name().to_string(),
-        task: reading.task.clone(),
+        task: reading.task_of(index).to_string(),
         length: reading.length,
         depth: key.depth,
         id: key.id.clone(),
@@ -252,7 +252,7 @@ fn row(suite: &dyn Suite, reading: &Reading, index: usize, question: &Question, 
         index: sample.index,
         ..Row::default()
     };
-    match suite.score(&reading.task, &sample) {
+    match suite.score(reading.task_of(index), &sample) {
         Ok(score) => {
             row.score = Some(score.value);
             row.parts = score.parts.iter().map(|(name, value)| ((*name).to_string(), *value)).collect();

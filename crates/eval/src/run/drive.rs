@@ -134,7 +134,7 @@ fn units<'a>(arms: &[Arm], suites: &'a [Box<dyn Suite>], journal: &Journal) -> V
             let left = |arm: &Arm| -> Vec<usize> {
                 let has = |i: &usize| {
                     let id = &reading.rows[*i].id;
-                    journal.has(suite.name(), &reading.task, reading.length, id, &arm.name)
+                    journal.has(suite.name(), reading.task_of(*i), reading.length, id, &arm.name)
                 };
                 (0..reading.rows.len()).filter(|i| !has(i)).collect()
             };
@@ -187,7 +187,8 @@ impl Unit<'_> {
                         let id = &reading.rows[index].id;
                         let row = Row { refused: Some(reason.to_string()), ..Row::default() };
                         let mut board = lock(board);
-                        if !board.journal.has(suite.name(), &reading.task, reading.length, id, &arm.name) {
+                        let task = reading.task_of(index);
+                        if !board.journal.has(suite.name(), task, reading.length, id, &arm.name) {
                             board.add(self.named(row, arm, index), self.tokens())?;
                         }
                     }
@@ -203,7 +204,7 @@ impl Unit<'_> {
         let key = &self.reading.rows[index];
         Row {
             suite: self.suite.name().to_string(),
-            task: self.reading.task.clone(),
+            task: self.reading.task_of(index).to_string(),
             length: self.reading.length,
             depth: key.depth,
             id: key.id.clone(),

@@ -74,6 +74,24 @@ pub struct Reading {
     pub at: u64,
 }
 
+impl Reading {
+    /// The task of the row of this index.
+    pub fn task_of(&self, row: usize) -> &str {
+        self.rows.get(row).and_then(|key| key.task.as_deref()).unwrap_or(&self.task)
+    }
+
+    /// The tasks of its rows, in their order, each once.
+    pub fn tasks(&self) -> Vec<&str> {
+        let mut tasks = Vec::new();
+        for task in (0..self.rows.len()).map(|row| self.task_of(row)) {
+            if !tasks.contains(&task) {
+                tasks.push(task);
+            }
+        }
+        tasks
+    }
+}
+
 /// What tells a row from the others of its suite, task and length.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RowKey {
@@ -81,6 +99,8 @@ pub struct RowKey {
     pub id: String,
     /// Where the answer lies, in per cent of the text, if it lies in one place.
     pub depth: Option<f64>,
+    /// The row's task where it is not the reading's: one text, read once, may serve several tasks.
+    pub task: Option<String>,
 }
 
 /// What a reading turns out to be.

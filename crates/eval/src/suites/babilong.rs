@@ -83,7 +83,7 @@ impl Suite {
                 Ok(Reading {
                     task: task.clone(),
                     length: length(&name),
-                    rows: vec![RowKey { id: line.to_string(), depth: None }],
+                    rows: vec![RowKey { id: line.to_string(), depth: None, task: None }],
                     tokens: planned(&asked, None, tools),
                     ..Reading::default()
                 })

@@ -100,7 +100,7 @@ pub fn grid(task: &str, lengths: &[usize], places: &[Option<f64>], samples: usiz
     let reading = |length: usize, row: usize| Reading {
         task: task.to_string(),
         length: Some(length),
-        rows: vec![RowKey { id: row.to_string(), depth: places[row / samples] }],
+        rows: vec![RowKey { id: row.to_string(), depth: places[row / samples], task: None }],
         tokens: length,
         at: row as u64,
     };

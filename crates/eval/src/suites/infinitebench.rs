@@ -116,7 +116,7 @@ impl Suite {
                 let id = row.id(&["id", "_id"])?.unwrap_or_else(|| line.to_string());
                 Ok(Reading {
                     task: task.clone(),
-                    rows: vec![RowKey { id, depth: None }],
+                    rows: vec![RowKey { id, depth: None, task: None }],
                     tokens: planned(&asked, limit, tools),
                     ..Reading::default()
                 })

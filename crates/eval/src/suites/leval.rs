@@ -86,7 +86,7 @@ impl Suite {
                     scorable(scorers::Suite::LEval, &task, &question.sample)?;
                 }
                 let question = asked.questions.iter().map(|q| tools.count(&q.after)).max().unwrap_or(0);
-                let key = |n| RowKey { id: format!("{line}.{n}"), depth: None };
+                let key = |n| RowKey { id: format!("{line}.{n}"), depth: None, task: None };
                 let rows: Vec<RowKey> = (1..=asked.questions.len()).map(key).collect();
                 before.push(questions);
                 questions += rows.len();

@@ -102,7 +102,7 @@ impl Suite {
                 let id = row.id(&["_id", "id"])?.unwrap_or_else(|| line.to_string());
                 Ok(Reading {
                     task: task.clone(),
-                    rows: vec![RowKey { id, depth: None }],
+                    rows: vec![RowKey { id, depth: None, task: None }],
                     tokens: planned(&asked, options.limit, tools),
                     ..Reading::default()
                 })

@@ -59,7 +59,7 @@ impl Suite {
                 let id = row.id(&["_id", "id"])?.unwrap_or_else(|| line.to_string());
                 Ok(Reading {
                     task: format!("{}_{}", row.text("difficulty")?, row.text("length")?),
-                    rows: vec![RowKey { id, depth: None }],
+                    rows: vec![RowKey { id, depth: None, task: None }],
                     tokens: planned(&asked, options.limit, tools),
                     ..Reading::default()
                 })

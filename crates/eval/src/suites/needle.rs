@@ -4,11 +4,15 @@
 //! the other depths serve as near-identical distractors (more can be added). The text is read once, and each question
 //! starts from the same point, unless the method's result depends on reading both together. An answer is right when its
 //! first run of digits is the fact's number.
+//!
+//! With `keys` above 1 a question asks for that many facts at once, spread over the text. It scores the share of their
+//! numbers that the answer holds as whole runs of digits.
 
 use crate::EvalError;
 use crate::run::{self, Asked, Made, Question, Reading, Row, RowKey, Table, Tools};
 use crate::scorers::{Sample, Score, ScoreError};
-use crate::text::{Document, DocumentPlan, answers};
+use crate::suites::generate::GenerateError;
+use crate::text::{Document, DocumentPlan, Fact, answers, holds};
 use reattention_engine::Source;
 use serde_json::{Value, json};
 
@@ -23,6 +27,8 @@ pub struct Options {
     pub samples: usize,
     /// Further near-identical facts in each text.
     pub distractors: usize,
+    /// Facts that a question asks for; each number makes a task of its own, from one reading of the text.
+    pub keys: Vec<usize>,
     /// Seed of the first text; the others follow.
     pub seed: u64,
     /// Tokens an answer may take.
@@ -36,6 +42,7 @@ impl Default for Options {
             depths: vec![0.0, 25.0, 50.0, 75.0, 100.0],
             samples: 4,
             distractors: 0,
+            keys: vec![1],
             seed: 1,
             max_new_tokens: 32,
         }
@@ -56,20 +63,32 @@ impl Suite {
     /// The suite with these options.
     ///
     /// # Errors
-    /// When a length is too short for its facts.
+    /// When a length is too short for its facts, or a question asks for more facts than there are.
     pub fn new(options: Options, tools: &Tools<'_>) -> Result<Self, EvalError> {
+        if let Some(&keys) = options.keys.iter().find(|n| !(1..=options.depths.len()).contains(*n)) {
+            let problem = format!("is {keys}; it can be 1 to {}, the number of depths", options.depths.len());
+            return Err(GenerateError::Option { suite: "needle", option: "keys", problem }.into());
+        }
+        let most = options.keys.iter().copied().max().unwrap_or(1);
         let mut readings = Vec::new();
         for &length in &options.lengths {
             // A length too short for its facts is refused before hours are spent on the others.
             document(&options, length, options.seed, tools)?;
             for sample in 0..options.samples as u64 {
                 let at = options.seed.wrapping_add(sample);
-                let row = |depth: &f64| RowKey { id: format!("{at}@{depth}"), depth: Some(*depth) };
+                let rows = options.keys.iter().flat_map(|&keys| {
+                    options.depths.iter().map(move |depth| RowKey {
+                        id: format!("{at}@{depth}"),
+                        // Several facts lie at several depths.
+                        depth: (keys == 1).then_some(*depth),
+                        task: Some(task(keys)),
+                    })
+                });
                 readings.push(Reading {
-                    task: "single".into(),
+                    task: task(options.keys[0]),
                     length: Some(length),
-                    rows: options.depths.iter().map(row).collect(),
-                    tokens: length + ROOM,
+                    rows: rows.collect(),
+                    tokens: length + ROOM * most,
                     at,
                 });
             }
@@ -88,10 +107,10 @@ impl run::Suite for Suite {
     }
 
     fn options(&self) -> Value {
-        let Options { lengths, depths, samples, distractors, seed, max_new_tokens } = &self.options;
+        let Options { lengths, depths, samples, distractors, keys, seed, max_new_tokens } = &self.options;
         json!({
-            "lengths": lengths, "depths": depths, "samples": samples, "distractors": distractors, "seed": seed,
-            "max_new_tokens": max_new_tokens,
+            "lengths": lengths, "depths": depths, "samples": samples, "distractors": distractors, "keys": keys,
+            "seed": seed, "max_new_tokens": max_new_tokens,
         })
     }
 
@@ -102,31 +121,55 @@ impl run::Suite for Suite {
     fn make(&self, reading: &Reading, tools: &Tools<'_>) -> Result<Made, EvalError> {
         let text = document(&self.options, reading.length.unwrap_or(0), reading.at, tools)?;
         let stop = tools.stop_at_line();
-        let question = |question: &str, value: &str| Question {
-            after: match tools.chat() {
-                true => format!("\n\n{question}"),
-                false => format!("\nQuestion: {question}\nAnswer:"),
-            },
-            sample: Sample::new("", value.into()),
-            max_new_tokens: self.options.max_new_tokens,
-            stop: stop.clone(),
-            ..Question::default()
+        let facts: Vec<&Fact> = text.facts.iter().map(|f| &f.fact).collect();
+        let question = |keys: usize, first: usize| {
+            let asked: Vec<&Fact> =
+                (0..keys).map(|i| facts[(first + i * facts.len() / keys) % facts.len()]).collect();
+            let question: Vec<String> = asked.iter().map(|f| f.question()).collect();
+            let question = question.join(" ");
+            let values: Vec<&str> = asked.iter().map(|f| f.value.as_str()).collect();
+            Question {
+                after: match tools.chat() {
+                    true => format!("\n\n{question}"),
+                    false => format!("\nQuestion: {question}\nAnswer:"),
+                },
+                sample: Sample::new("", if keys == 1 { values[0].into() } else { values.into() }),
+                max_new_tokens: self.options.max_new_tokens * keys,
+                // Several numbers may come in a list, a line each.
+                stop: if keys == 1 { stop.clone() } else { Vec::new() },
+                ..Question::default()
+            }
         };
+        let n = facts.len();
+        let questions = self.options.keys.iter().flat_map(|&keys| (0..n).map(move |first| (keys, first)));
         Ok(Made::Asked(Asked {
             chat: true,
-            questions: text.facts.iter().map(|f| question(&f.fact.question(), &f.fact.value)).collect(),
+            questions: questions.map(|(keys, first)| question(keys, first)).collect(),
             source: Source { name: "haystack".into(), text: text.text },
             ..Asked::default()
         }))
     }
 
-    fn score(&self, _task: &str, sample: &Sample) -> Result<Score, ScoreError> {
-        Ok(Score::of(f64::from(u8::from(answers(&sample.prediction, sample.text()?)))))
+    fn score(&self, task: &str, sample: &Sample) -> Result<Score, ScoreError> {
+        if task == SINGLE {
+            return Ok(Score::of(f64::from(u8::from(answers(&sample.prediction, sample.text()?)))));
+        }
+        let values = sample.references()?;
+        let found = values.iter().filter(|value| holds(&sample.prediction, value)).count();
+        Ok(Score::of(found as f64 / values.len().max(1) as f64))
     }
 
     fn tables(&self, rows: &[&Row]) -> Vec<Table> {
         vec![run::by_depth(run::Suite::name(self), rows)]
     }
+}
+
+/// The task of questions that ask for one fact.
+const SINGLE: &str = "single";
+
+/// The task of questions that ask for `keys` facts.
+fn task(keys: usize) -> String {
+    if keys == 1 { SINGLE.into() } else { format!("keys-{keys}") }
 }
 
 /// The text of one sample.

@@ -57,7 +57,7 @@ impl Suite {
     pub fn new(options: Options, tools: &Tools<'_>) -> Result<Self, EvalError> {
         let reading = |id: String, tokens: usize, at: usize| Reading {
             task: "text".into(),
-            rows: vec![RowKey { id, depth: None }],
+            rows: vec![RowKey { id, depth: None, task: None }],
             tokens,
             at: at as u64,
             ..Reading::default()

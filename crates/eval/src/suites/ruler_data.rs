@@ -51,7 +51,7 @@ impl Suite {
                     task: task.clone(),
                     length,
                     // `index` is no id: in niah it is where the answer stands.
-                    rows: vec![RowKey { id: line.to_string(), depth: None }],
+                    rows: vec![RowKey { id: line.to_string(), depth: None, task: None }],
                     tokens: planned(&asked, None, tools),
                     ..Reading::default()
                 })

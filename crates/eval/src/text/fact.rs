@@ -45,6 +45,11 @@ pub fn answers(answer: &str, value: &str) -> bool {
     answer.split(|c: char| !c.is_ascii_digit()).find(|run| !run.is_empty()) == Some(value)
 }
 
+/// Whether `value` is among the numbers in `answer`, all digits exact.
+pub fn holds(answer: &str, value: &str) -> bool {
+    answer.split(|c: char| !c.is_ascii_digit()).any(|run| run == value)
+}
+
 /// A number that is told in several places: somebody has it, somebody else has what that one has, and so on. Asked for the
 /// last one's number, a reader has to go back through all of them (the variable tracking of RULER, arXiv 2404.06654, in
 /// sentences of the kind of [`Fact`]).

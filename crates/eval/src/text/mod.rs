@@ -24,6 +24,6 @@ mod rng;
 mod words;
 
 pub use document::{Document, DocumentPlan, PlacedFact, TextError};
-pub use fact::{Chain, Fact, FactSource, answers};
+pub use fact::{Chain, Fact, FactSource, answers, holds};
 pub use grammar::{Haystack, prose};
 pub use rng::Rng;

@@ -74,7 +74,7 @@ impl SuiteName {
     /// The flags that mean something to it.
     pub(super) fn takes(self) -> &'static [&'static str] {
         match self {
-            Self::Needle => &["lengths", "depths", "samples", "distractors"],
+            Self::Needle => &["lengths", "depths", "samples", "distractors", "keys"],
             Self::MultiNeedle => &["lengths", "samples", "data"],
             Self::Needlebench => &["lengths", "depths", "samples", "data"],
             Self::Haystack => &["lengths", "depths", "data"],
@@ -117,6 +117,7 @@ impl SuiteName {
                     depths: depths(d.depths),
                     samples: samples(d.samples),
                     distractors: texts.distractors.unwrap_or(d.distractors),
+                    keys: texts.keys.as_deref().map_or(d.keys, distinct),
                     seed,
                     max_new_tokens: d.max_new_tokens,
                 };

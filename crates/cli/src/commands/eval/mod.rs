@@ -68,6 +68,9 @@ struct TextArgs {
     /// Further near-identical facts in every text (needle).
     #[arg(long, value_name = "N")]
     distractors: Option<usize>,
+    /// Facts that one question asks for (needle); several numbers ask each text in several ways: 1,3.
+    #[arg(long, value_delimiter = ',', value_parser = at_least_one, value_name = "N,...")]
+    keys: Option<Vec<usize>>,
     /// Tasks of the suite; all of them if left out.
     #[arg(long, value_delimiter = ',', value_name = "TASK,...")]
     tasks: Option<Vec<String>>,
@@ -102,6 +105,7 @@ fn check_flags(args: &Args, suites: &[SuiteName]) -> Result<(), Failure> {
         ("depths", texts.depths.is_some()),
         ("samples", texts.samples.is_some()),
         ("distractors", texts.distractors.is_some()),
+        ("keys", texts.keys.is_some()),
         ("tasks", texts.tasks.is_some()),
         ("data", texts.data.is_some()),
         ("limit", texts.limit.is_some()),

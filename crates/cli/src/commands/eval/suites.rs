@@ -199,7 +199,7 @@ fn without_threads(backend: &str) -> String {
 }
 
 fn tasks(suite: &dyn Suite) -> Vec<String> {
-    distinct(&suite.readings().iter().map(|r| r.task.clone()).collect::<Vec<_>>())
+    distinct(&suite.readings().iter().flat_map(|r| r.tasks()).map(str::to_string).collect::<Vec<_>>())
 }
 
 /// Processor, cores, memory and system, as far as they can be told.

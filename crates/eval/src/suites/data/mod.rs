@@ -341,7 +341,7 @@ pub(crate) mod tests {
         let mut shelf = Shelf::default();
         shelf
             .add(&path, samples, |row, _, _| {
-                let key = RowKey { id: row.text("id")?.to_string(), depth: None };
+                let key = RowKey { id: row.text("id")?.to_string(), depth: None, task: None };
                 row.text("input")?;
                 Ok(Reading { rows: vec![key], ..Reading::default() })
             })

@@ -288,7 +288,7 @@ fn reading(task: Task, length: usize, sample: usize) -> Reading {
     Reading {
         task: task.name.to_string(),
         length: Some(length),
-        rows: vec![RowKey { id: sample.to_string(), depth: None }],
+        rows: vec![RowKey { id: sample.to_string(), depth: None, task: None }],
         tokens: length,
         at: sample as u64,
     }
