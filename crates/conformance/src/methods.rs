@@ -139,6 +139,7 @@ pub(crate) fn rope(case: &Case, own: &RopeConfig) -> anyhow::Result<Option<RopeC
         beta_fast: 32.0,
         beta_slow: 1.0,
         attention_factor: None,
+        truncate: true,
     };
     let rope = RopeConfig { scaling, ..own.clone() };
     rope.validate()?;

@@ -1,6 +1,9 @@
 //! A context: the store, a method and a backend, as the layers of a model see them.
 
+mod layers;
 mod on_device;
+#[cfg(test)]
+mod sliding_tests;
 
 use crate::ModelShape;
 use crate::methods::{Appended, Archived, Entries, LayerCall, Method, Selection, Step, StepKind, settled};
@@ -8,6 +11,7 @@ use crate::rope::{RopeConfig, Ropes};
 use crate::settings::MethodError;
 use crate::slots::Slots;
 use crate::store::{KvDtype, Store, TruncateError};
+use layers::{LayerRopes, add_sinks, sliding_view};
 use reattention_kernels::profile::Part;
 use reattention_kernels::{Backend, KvView, Queries, Segment};
 use std::ops::Range;
@@ -19,7 +23,7 @@ pub struct Context {
     shape: ModelShape,
     store: Store,
     slots: Slots,
-    ropes: Ropes,
+    ropes: LayerRopes,
     method: Box<dyn Method>,
     backend: Arc<dyn Backend>,
     step: Option<Step>,
@@ -98,7 +102,10 @@ impl Context {
             shape: shape.clone(),
             store: device.map_or_else(|| Store::new(shape, kv), |device| Store::on(device, shape, kv)),
             slots: Slots::default(),
-            ropes: Ropes::new(rope.unwrap_or_else(|| shape.rope.clone())),
+            ropes: LayerRopes::new(
+                Ropes::new(rope.unwrap_or_else(|| shape.rope.clone()), shape.head_dim),
+                shape,
+            ),
             method: settled(method, backend.as_ref()),
             backend,
             step: None,
@@ -177,7 +184,7 @@ impl Context {
     /// the prompt, which some need to know before its first step, and frequencies that follow the length are those of
     /// `tokens.end` from now on, so that they do not depend on how the prompt is cut.
     pub fn schedule(&mut self, tokens: Range<usize>, question: Option<usize>) -> Vec<Step> {
-        self.ropes.plan(tokens.end);
+        self.ropes.each().for_each(|ropes| ropes.plan(tokens.end));
         let steps = self.method.schedule(tokens.clone(), question);
         self.method.expect(tokens, question);
         steps
@@ -189,12 +196,14 @@ impl Context {
     /// If they do not.
     pub fn begin(&mut self, step: &Step) {
         assert_eq!(step.tokens.start, self.len(), "a step must start where the context ends");
-        self.method.begin(step, &mut self.ropes);
+        self.method.begin(step, &mut self.ropes.full);
         self.step = Some(step.clone());
     }
 
     /// Attention of one layer of the running step: appends raw keys and values `[q_len, n_kv_heads, head_dim]`, asks the
-    /// method for a view, and attends to it with the raw queries `q: [q_len, n_heads, head_dim]`, into `out` alike.
+    /// method for a view, and attends to it with the raw queries `q: [q_len, n_heads, head_dim]`, into `out` alike. A layer
+    /// with a sliding window sees that, whatever the method. `sinks: [n_heads]` are logits of keys without values, one a
+    /// head, that take part in the softmax (gpt-oss).
     ///
     /// # Errors
     /// When the method refuses, or the disk does not take what it keeps there.
@@ -207,6 +216,7 @@ impl Context {
         q: &[f32],
         k: &[f32],
         v: &[f32],
+        sinks: Option<&[f32]>,
         out: &mut [f32],
     ) -> Result<(), MethodError> {
         if layer == 0 {
@@ -226,21 +236,30 @@ impl Context {
             head_dim: self.shape.head_dim,
             first: kv.len - step.tokens.len(),
         };
-        self.ropes.begin_view();
-        let mut call = LayerCall { layer, step, q: queries, kv, ropes: &mut self.ropes, backend };
-        let view = self.method.view(&mut call)?;
+        let attention = self.shape.layers[layer];
+        let ropes = self.ropes.of(attention);
+        ropes.begin_view();
+        let scale = self.shape.logit_scale();
+        let mut call = LayerCall { layer, step, q: queries, kv, ropes, scale, backend };
+        let view = match attention.window {
+            Some(window) => sliding_view(step.tokens.clone(), window, call.ropes)?,
+            None => self.method.view(&mut call)?,
+        };
         let attended = view.segments.iter().map(|s| attended(s, kv.len - 1)).max().unwrap_or(0);
         self.attended_max = self.attended_max.max(attended);
-        let scale = call.ropes.logit_factor() / (self.shape.head_dim as f32).sqrt();
+        let scale = call.ropes.logit_factor() * scale;
         let scaled = view.scales.as_deref().map(|scales| scaled(q, scales));
         let turned = view.queries.as_deref().or(scaled.as_deref());
         let queries = Queries { data: turned.unwrap_or(q), ..queries };
         let is_ephemeral = step.kind == StepKind::Ephemeral;
         let is_recorded = self.mass.is_some() && step.kind == StepKind::Decode;
-        let wants_lse = is_ephemeral || is_recorded || !view.watched.is_empty();
+        let wants_lse = is_ephemeral || is_recorded || !view.watched.is_empty() || sinks.is_some();
         let mut lse = vec![0.0; if wants_lse { queries.q_len * queries.n_heads } else { 0 }];
         let wanted = wants_lse.then_some(lse.as_mut_slice());
         backend.attend(&queries, &kv, &view.segments, scale, out, wanted);
+        if let Some(sinks) = sinks {
+            add_sinks(sinks, out, &mut lse);
+        }
         if !view.watched.is_empty() {
             let watched: Vec<Vec<Segment>> =
                 view.segments.iter().map(|list| list[view.watched.clone()].to_vec()).collect();
@@ -304,7 +323,10 @@ impl Context {
         self.store.append(layer, k, v);
         self.backend.mark(Part::Index);
         let (kv, backend) = (self.store.view(layer), self.backend.as_ref());
-        self.method.learn(&Appended { layer, step, kv, backend });
+        // Nobody looks for keys where the window decides.
+        if self.shape.layers[layer].window.is_none() {
+            self.method.learn(&Appended { layer, step, kv, backend });
+        }
     }
 
     /// Raw keys and values that one layer has cached.
@@ -331,9 +353,7 @@ impl Context {
         self.last_state.clear();
         let len = self.len();
         let needed = self.pinned.as_ref().map_or(len, |p| p.tokens.min(len));
-        if let Some(range) = self.method.release(needed) {
-            self.store.release(range, needed);
-        }
+        self.release(needed);
     }
 
     /// Whether the method wants to know the loss of every token read ([`Method::wants_losses`]).
@@ -396,7 +416,7 @@ impl Context {
             self.roll_back(n)?;
         }
         self.method.truncate(n);
-        self.ropes.truncate(n);
+        self.ropes.each().for_each(|ropes| ropes.truncate(n));
         Ok(())
     }
 

@@ -21,7 +21,7 @@ mod store;
 
 pub use context::{Context, LayerTrace};
 pub use settings::{MethodError, MethodSpec, ParamSpec, Settings};
-pub use shape::{ModelShape, SlidingWindow};
+pub use shape::{DualChunk, LayerAttention, ModelShape};
 pub use source::{Origin, SourceMap};
 pub use store::{KvDtype, Store, TruncateError};
 
@@ -40,7 +40,11 @@ mod tests {
             head_dim: 8,
             window: 512,
             rope: RopeConfig { theta: 10_000.0, dim: 8, window: 512, scaling: RopeScaling::None },
-            sliding_window: None,
+            sliding_rope: None,
+            dual_chunk: None,
+            layers: [crate::LayerAttention::FULL; 2].into(),
+            scale: None,
+            softcap: None,
         }
     }
 }

@@ -181,9 +181,24 @@ impl Store {
         self.device.is_some()
     }
 
-    /// Memory that `tokens` tokens take, in bytes, unused ends of pages included.
-    pub fn planned_bytes(shape: &ModelShape, dtype: KvDtype, tokens: usize) -> usize {
-        tokens.div_ceil(PAGE).saturating_mul(PAGE).saturating_mul(Self::bytes_per_token(shape, dtype))
+    /// Memory that `tokens` tokens take, in bytes, unused ends of pages included: `kept` of them in layers that see
+    /// everything, those of the window and of a step of `step` tokens in layers that slide.
+    pub fn planned_bytes(
+        shape: &ModelShape,
+        dtype: KvDtype,
+        tokens: usize,
+        kept: usize,
+        step: usize,
+    ) -> usize {
+        let of_layer = 2 * shape.n_kv_heads * shape.head_dim * dtype.bytes();
+        let in_layer = |window: Option<usize>| match window {
+            // Pages go when they have left the window whole, so up to a page at either end of it stays.
+            Some(window) => tokens.min(window.saturating_add(step).saturating_add(2 * PAGE)),
+            None => kept,
+        };
+        let rounded = |tokens: usize| tokens.div_ceil(PAGE).saturating_mul(PAGE);
+        let layers = shape.layers.iter().map(|layer| rounded(in_layer(layer.window)));
+        layers.fold(0, |sum: usize, tokens| sum.saturating_add(tokens.saturating_mul(of_layer)))
     }
 
     /// Memory of one token's keys and values in all layers, in bytes.
@@ -201,12 +216,14 @@ impl Store {
         if let Some(device) = &self.device {
             return device.held(self.len);
         }
-        let present = match &self.layers[0] {
-            Layer::F32(s) => s.keys.iter().map(Option::is_some).collect::<Vec<_>>(),
-            Layer::Bf16(s) => s.keys.iter().map(Option::is_some).collect(),
+        let has = |layer: &Layer, page: usize| match layer {
+            Layer::F32(s) => s.keys.get(page).is_some_and(Option::is_some),
+            Layer::Bf16(s) => s.keys.get(page).is_some_and(Option::is_some),
         };
         let tokens = |page: usize| PAGE.min(self.len.saturating_sub(page * PAGE));
-        present.iter().enumerate().filter(|p| *p.1).map(|(page, _)| tokens(page)).sum()
+        // Layers may have given back different ones; a token counts while any layer has it.
+        let pages = 0..self.len.div_ceil(PAGE);
+        pages.filter(|page| self.layers.iter().any(|layer| has(layer, *page))).map(tokens).sum()
     }
 
     /// Whether no token is held.
@@ -318,6 +335,17 @@ impl Store {
             arena: Arena::default(),
             device: None,
             ..*self
+        }
+    }
+
+    /// [`Store::release`] in one layer.
+    ///
+    /// # Panics
+    /// If a device keeps the keys and values: it gives back pages of all layers at once.
+    pub fn release_in(&mut self, layer: usize, tokens: Range<usize>, floor: usize) {
+        assert!(!self.is_on_device(), "a device gives back pages of all layers");
+        if self.layers[layer].release(tokens.start.div_ceil(PAGE)..tokens.end / PAGE) {
+            self.floor = self.floor.max(floor);
         }
     }
 
@@ -504,7 +532,7 @@ mod tests {
                 assert_eq!(*first_page.get_or_insert(address), address, "a page moved");
             }
             assert_eq!(store.len(), n);
-            assert_eq!(store.bytes(), Store::planned_bytes(&shape, dtype, n));
+            assert_eq!(store.bytes(), Store::planned_bytes(&shape, dtype, n, n, 0));
             let mut row = vec![0.0; shape.head_dim];
             for token in [0, 4, 5, 1022, 1023, 1024, 3101] {
                 for head in 0..shape.n_kv_heads {
@@ -527,7 +555,7 @@ mod tests {
         let mut store = Store::new(&shape, KvDtype::F32);
         fill(&mut store, 0, 5000);
         store.release(10..4100, 4990);
-        assert_eq!(store.bytes(), 2 * Store::planned_bytes(&shape, KvDtype::F32, 1));
+        assert_eq!(store.bytes(), 2 * Store::planned_bytes(&shape, KvDtype::F32, 1, 1, 0));
         assert_eq!((store.len(), store.held()), (5000, 1024 + 5000 - 4096));
         assert_eq!(store.truncate(4000), Err(TruncateError::Released { to: 4000, floor: 4990 }));
         store.truncate(4995).unwrap();
@@ -560,8 +588,11 @@ mod tests {
             let before = store.copy(5000);
             store.compact(&(0..shape.n_layers).map(lists).collect::<Vec<_>>());
             assert_eq!((store.len(), store.held()), (1100, 1100));
-            assert_eq!(store.bytes(), Store::planned_bytes(&shape, dtype, 1100));
-            assert_eq!((before.len(), before.bytes()), (3000, Store::planned_bytes(&shape, dtype, 3000)));
+            assert_eq!(store.bytes(), Store::planned_bytes(&shape, dtype, 1100, 1100, 0));
+            assert_eq!(
+                (before.len(), before.bytes()),
+                (3000, Store::planned_bytes(&shape, dtype, 3000, 3000, 0))
+            );
             for (layer, head) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                 for s in [0, 1, 511, 1023, 1024, 1099] {
                     let want = row(&before, layer, head, slot(layer, head, s));

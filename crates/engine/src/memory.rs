@@ -84,7 +84,7 @@ impl MemoryPlan {
         let losses = if method.wants_losses() { loss_bytes(config) } else { 0 };
         let scratch = scratch.saturating_add(method.step_bytes(step)).saturating_add(losses);
         let extra = method.extra_bytes(tokens);
-        let kv_bytes = Store::planned_bytes(&shape, kv, method.kept(tokens));
+        let kv_bytes = Store::planned_bytes(&shape, kv, tokens, method.kept(tokens), step);
         let bookkeeping = tokens.saturating_mul(PER_TOKEN);
         let overhead = PROGRAM.saturating_add(known).saturating_add(bookkeeping);
         Self {

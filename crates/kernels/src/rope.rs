@@ -21,13 +21,15 @@ pub struct RopeTable {
 impl RopeTable {
     /// A table of `inv_freq: [head_dim / 2]` that covers positions below `positions` (others are right but slow).
     ///
-    /// `multiplier` scales cosine and sine alike (YaRN's attention factor; 1 elsewhere).
+    /// `multiplier` scales cosine and sine alike (YaRN's attention factor; 1 elsewhere). A pair of frequency 0 stands still:
+    /// neither rotated nor scaled, as the dimensions behind the rotated ones of partial rotary embedding.
     pub fn new(inv_freq: Vec<f32>, multiplier: f32, positions: usize) -> Self {
         let pairs = inv_freq.len();
         let table = |steps: usize, step: usize, multiplier: f32| {
             let mut table = vec![0.0; steps * 2 * pairs];
             for i in 0..steps {
                 for (pair, (cos, sin)) in exact(&inv_freq, (i * step) as i64).enumerate() {
+                    let multiplier = of_pair(inv_freq[pair], multiplier);
                     table[2 * i * pairs + pair] = cos * multiplier;
                     table[(2 * i + 1) * pairs + pair] = sin * multiplier;
                 }
@@ -43,7 +45,7 @@ impl RopeTable {
         &self.inv_freq
     }
 
-    /// Factor on cosine and sine.
+    /// Factor on cosine and sine of the pairs that are rotated.
     pub fn multiplier(&self) -> f32 {
         self.multiplier
     }
@@ -72,7 +74,8 @@ impl RopeTable {
         debug_assert!(cos.len() == pairs && sin.len() == pairs);
         let Some([coarse, fine]) = self.parts(position) else {
             for (i, (c, s)) in exact(&self.inv_freq, position).enumerate() {
-                (cos[i], sin[i]) = (c * self.multiplier, s * self.multiplier);
+                let multiplier = of_pair(self.inv_freq[i], self.multiplier);
+                (cos[i], sin[i]) = (c * multiplier, s * multiplier);
             }
             return;
         };
@@ -111,6 +114,11 @@ impl RopeTable {
             high[i] = b * cos[i] + a * sin[i];
         }
     }
+}
+
+/// The factor on a pair of this frequency.
+fn of_pair(frequency: f32, multiplier: f32) -> f32 {
+    if frequency == 0.0 { 1.0 } else { multiplier }
 }
 
 fn exact(inv_freq: &[f32], position: i64) -> impl Iterator<Item = (f32, f32)> {

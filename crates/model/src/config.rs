@@ -4,9 +4,18 @@ mod rope;
 
 use crate::{Family, ModelError};
 use reattention::rope::RopeConfig;
-use reattention::{ModelShape, SlidingWindow};
+use reattention::{DualChunk, LayerAttention, ModelShape};
 use serde_json::{Map, Value};
 use std::path::Path;
+
+/// Layers that see only the last `size` tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Key `j` is visible from query `i` when `i - size < j <= i`.
+    pub size: usize,
+    /// The first layer with a sliding window; the ones below attend to everything.
+    pub first_layer: usize,
+}
 
 /// Architecture and sizes of a model. One that exists is valid: it only comes from the parsers, which check everything.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +50,10 @@ pub struct Config {
     /// Rotary embedding, with the window (`max_position_embeddings`). A CLEX layer's is only complete once its weights were read,
     /// as opening a [`Checkpoint`](crate::Checkpoint) does.
     pub rope: RopeConfig,
+    /// Rotary embedding of layers with a sliding window, where it differs.
+    pub sliding_rope: Option<RopeConfig>,
+    /// Dual chunk attention, for models trained with it (Qwen2.5-1M).
+    pub dual_chunk: Option<DualChunk>,
     /// Sliding-window attention, for models trained with it.
     pub sliding_window: Option<SlidingWindow>,
     /// Token that begins a text.
@@ -89,7 +102,14 @@ impl Config {
                 );
             }
         };
-        let window = fields.size("max_position_embeddings", 1 << 32)?;
+        // What lies beyond the positions it was trained on is dual chunk attention's to reach.
+        let dual_chunk = fields.dual_chunk()?;
+        let window = match &dual_chunk {
+            Some((_, original)) => *original,
+            None => fields.size("max_position_embeddings", 1 << 32)?,
+        };
+        let dual_chunk = dual_chunk.map(|(chunks, _)| chunks);
+        let rotary = rope::parse(&fields, head_dim, window, family.name != "olmo3")?;
         let attention_bias = fields.boolean("attention_bias")?.or(fields.boolean("bias")?);
         let (qkv_bias, o_bias) = match family.name {
             "llama" | "qwen3" => (attention_bias == Some(true), attention_bias == Some(true)),
@@ -112,7 +132,9 @@ impl Config {
             qkv_bias,
             o_bias,
             mlp_bias: family.name == "llama" && fields.boolean("mlp_bias")?.unwrap_or(false),
-            rope: rope::parse(&fields, head_dim, window)?,
+            rope: rotary.full,
+            sliding_rope: rotary.sliding,
+            dual_chunk,
             sliding_window: fields.sliding_window(family, n_layers)?,
             bos_id: fields.tokens("bos_token_id")?.and_then(|ids| ids.first().copied()),
             eos_ids: fields.tokens("eos_token_id")?.unwrap_or_default(),
@@ -146,7 +168,16 @@ impl Config {
             head_dim: self.head_dim,
             window: self.rope.reach(),
             rope: self.rope.clone(),
-            sliding_window: self.sliding_window,
+            sliding_rope: self.sliding_rope.clone(),
+            dual_chunk: self.dual_chunk,
+            layers: (0..self.n_layers)
+                .map(|layer| LayerAttention {
+                    window: self.sliding_window.filter(|w| layer >= w.first_layer).map(|w| w.size),
+                    rotates: true,
+                })
+                .collect(),
+            scale: None,
+            softcap: None,
         }
     }
 
@@ -267,6 +298,11 @@ impl<'a> Fields<'a> {
         ModelError::config(self.file, key, reason)
     }
 
+    /// The value of `key` as it stands.
+    pub(crate) fn value(&self, key: &str) -> Option<&Value> {
+        self.get(key)
+    }
+
     fn family(&self) -> Result<&'static Family, ModelError> {
         let class = self.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
         let by_class = |c: &str| Family::all().iter().find(|f| f.architecture.eq_ignore_ascii_case(c));
@@ -285,14 +321,28 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// `dual_chunk_attention_config` of Qwen2.5-1M, and the positions of the model before it.
+    fn dual_chunk(&self) -> Result<Option<(DualChunk, usize)>, ModelError> {
+        let Some(fields) = self.object("dual_chunk_attention_config")? else { return Ok(None) };
+        let size = |key: &str| fields.optional_size(key, 1 << 32);
+        let missing = |key: &str| fields.error(&format!("dual_chunk_attention_config.{key}"), "is missing");
+        let chunk = size("chunk_size")?.ok_or_else(|| missing("chunk_size"))?;
+        let local = size("local_size")?.ok_or_else(|| missing("local_size"))?;
+        let original = size("original_max_position_embeddings")?.unwrap_or(chunk);
+        if local == 0 || local >= chunk || chunk > original {
+            let reason = format!(
+                "has chunk_size {chunk} and local_size {local}; local_size must be above 0 and below chunk_size, and chunk_size at most the window of {original}"
+            );
+            return Err(self.error("dual_chunk_attention_config", reason));
+        }
+        Ok(Some((DualChunk { size: chunk, local }, original)))
+    }
+
     fn refuse_foreign_features(&self) -> Result<(), ModelError> {
         let refuse = |what: String, help| Err(ModelError::unsupported(self.file, what, help));
         match self.text("hidden_act") {
             None | Some("silu" | "swish") => {}
             Some(other) => return refuse(format!("activation `{other}` (hidden_act)"), "only silu is"),
-        }
-        if self.number("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
-            return refuse("partial rotary embedding (partial_rotary_factor)".into(), "");
         }
         for key in [
             "num_experts",

@@ -264,7 +264,7 @@ impl Model {
         backend.mark(Part::Projections);
         layer.q.forward(backend, &s.normed, n, &mut s.q);
         self.norm_heads(&layer.q_norm, &mut s.q, &mut s.attended, backend);
-        context.attend(index, &s.q, &s.k, &s.v, &mut s.attended)?;
+        context.attend(index, &s.q, &s.k, &s.v, None, &mut s.attended)?;
         backend.mark(Part::Projections);
         project_and_add(&layer.o, n, &s.attended, &mut s.projected, &mut s.hidden, backend);
         Ok(())

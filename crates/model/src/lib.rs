@@ -22,7 +22,7 @@ mod tokenizer;
 mod weights;
 
 pub use checkpoint::{Bundle, Checkpoint, load};
-pub use config::Config;
+pub use config::{Config, SlidingWindow};
 pub use decoder::{Logits, Model, Observer, Scratch, loss_bytes};
 pub use error::ModelError;
 pub use family::{Family, TensorNames};

@@ -143,7 +143,7 @@ impl Model {
                         rows(device, &s.v, n, s.tokens)?,
                     );
                     let mut out = vec![0.0; q.len()];
-                    context.attend(index, &q, &k, &v, &mut out)?;
+                    context.attend(index, &q, &k, &v, None, &mut out)?;
                     device.write(&mut s.attended, &out)?;
                 }
             }

@@ -41,7 +41,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             "head_dim": shape.head_dim,
             "vocab_size": config.vocab_size,
             "window": shape.window,
-            "sliding_window": shape.sliding_window.map(|w| w.size),
+            "sliding_window": shape.widest_window(),
+            "sliding_layers": shape.n_layers - shape.full_layers(),
             "rope": { "theta": shape.rope.theta, "scaling": format!("{:?}", shape.rope.scaling) },
             "tied_embeddings": config.tie_embeddings,
             "chat_template": template,
@@ -68,8 +69,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         "  window         {} positions, rope theta {}, scaling {:?}",
         shape.window, shape.rope.theta, shape.rope.scaling
     ))?;
-    if let Some(w) = shape.sliding_window {
-        print(format_args!("  sliding window {} tokens from layer {}", w.size, w.first_layer))?;
+    if let Some(window) = shape.widest_window() {
+        let sliding = shape.n_layers - shape.full_layers();
+        print(format_args!("  sliding window {window} tokens in {sliding} of {} layers", shape.n_layers))?;
     }
     print(format_args!(
         "  vocabulary     {} tokens, {}",

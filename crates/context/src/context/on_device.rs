@@ -1,6 +1,6 @@
 //! The same on a device: queries, keys, values and what was selected never come to the host.
 
-use super::{Context, LayerTrace, attended};
+use super::{Context, LayerTrace, attended, sliding_view};
 use crate::methods::{Awaited, LayerCall, Selection, StepKind};
 use crate::settings::MethodError;
 use reattention_kernels::{
@@ -40,7 +40,10 @@ impl Context {
         let (q_len, cache) = (step.tokens.len(), self.store.device().expect("a device keeps the keys"));
         let len = cache.len(layer);
         let first = len - q_len;
-        self.ropes.begin_view();
+        let attention = self.shape.layers[layer];
+        let ropes = self.ropes.of(attention);
+        ropes.begin_view();
+        let scale = self.shape.logit_scale();
         // A method that suits a device looks at no element.
         let pages = Pages::Bf16 { keys: &[], values: &[] };
         let mut call = LayerCall {
@@ -48,11 +51,15 @@ impl Context {
             step,
             q: Queries { data: &[], n_heads, q_len, head_dim, first },
             kv: KvView { pages, len, n_kv_heads, head_dim },
-            ropes: &mut self.ropes,
+            ropes,
+            scale,
             backend: self.backend.as_ref(),
         };
-        let (view, awaited) = self.method.device_view(&mut call)?;
-        let scale = call.ropes.logit_factor() / (head_dim as f32).sqrt();
+        let (view, awaited) = match attention.window {
+            Some(window) => (sliding_view(step.tokens.clone(), window, call.ropes)?, None),
+            None => self.method.device_view(&mut call)?,
+        };
+        let scale = call.ropes.logit_factor() * scale;
         let chosen = match &awaited {
             Some(awaited) => Some(cache.search(
                 layer,

@@ -5,7 +5,7 @@
 //! chunk before, and at `size` towards all older ones: distances are true among the last `local` tokens at least and never
 //! exceed `size`. (c) Everything is kept. (d) The prompt is fed in chunks of any size.
 
-use super::parts::{CHUNK, at_least_one, chunk, refuse_sliding_window, segment};
+use super::parts::{CHUNK, at_least_one, chunk, segment};
 use super::{LayerCall, Method, Step, View, question_apart};
 use crate::ModelShape;
 use crate::settings::{MethodError, MethodSpec, ParamSpec, Settings};
@@ -17,17 +17,17 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
     paper: "Training-Free Long-Context Scaling of Large Language Models (arXiv 2402.17463)",
     summary: "every token, at positions that start anew in every chunk (dual chunk attention)",
     cost: "time O(n²) in prefill and O(n) per answer token; memory O(n)",
-    suits: "all models without sliding-window layers, at any length",
+    suits: "all models, at any length",
     params: &[
         ParamSpec {
             name: "size",
-            default: "three quarters of the window",
-            range: "an integer of at least 2, below the window",
+            default: "the chunk_size of models trained with it, else three quarters of the window",
+            range: "an integer of at least 2, below the window (or the chunk_size of the model)",
             doc: "the largest distance (published chunk_size)",
         },
         ParamSpec {
             name: "local",
-            default: "a sixteenth of the window",
+            default: "the local_size of models trained with it, else a sixteenth of the window",
             range: "an integer of at least 1, below size",
             doc: "distances that are true across the border of two chunks (published local_window)",
         },
@@ -47,14 +47,16 @@ impl Dca {
     /// From settings.
     ///
     /// # Errors
-    /// When a value is out of range, or the model has sliding-window layers.
+    /// When a value is out of range.
     pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
         let read = settings.reader(&SPEC);
-        refuse_sliding_window(&read, shape)?;
-        let size = read.count("size", (shape.window / 4 * 3).max(2))?;
-        let local = read.count("local", (shape.window / 16).max(1))?;
+        let trained = shape.dual_chunk;
+        let size = read.count("size", trained.map_or((shape.window / 4 * 3).max(2), |t| t.size))?;
+        let local = read.count("local", trained.map_or((shape.window / 16).max(1), |t| t.local))?;
         at_least_one(&read, &[("local", local)])?;
-        if size < 2 || size >= shape.window {
+        // Models trained with it know the distance at which their farthest tokens stand.
+        let is_trained = trained.is_some_and(|t| t.size == size);
+        if size < 2 || size >= shape.window && !is_trained {
             return Err(read.bad("size", size));
         }
         if local >= size {
@@ -150,6 +152,15 @@ mod tests {
                 assert!(query - key >= 32 || d == (query - key) as i64, "{query} to {key}: {d}");
             }
         }
+    }
+
+    /// Qwen2.5-1M: chunks as long as the window it had before.
+    #[test]
+    fn models_trained_with_it_bring_their_chunks() {
+        let trained = Some(crate::DualChunk { size: 512, local: 64 });
+        let shape = ModelShape { dual_chunk: trained, ..tiny_shape() };
+        let m = Dca::new(&Settings::new(), &shape).unwrap();
+        assert_eq!((m.size, m.local), (512, 64));
     }
 
     #[test]

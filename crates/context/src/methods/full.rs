@@ -1,9 +1,9 @@
 //! `full`: ordinary attention to every cached token, as the model was trained. Breaks beyond its window.
 
 use super::{LayerCall, Method, Step, StepKind, View, chunks, question_apart};
+use crate::ModelShape;
 use crate::rope::RopeScaling;
 use crate::settings::{MethodError, MethodSpec, ParamSpec, Settings};
-use crate::{ModelShape, SlidingWindow};
 use reattention_kernels::{Band, KeySet, Position, RopeTable, Segment};
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,10 +30,9 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
     ],
 };
 
-/// Full attention, within the model's sliding window where it has one.
+/// Full attention.
 #[derive(Debug)]
 pub struct Full {
-    sliding_window: Option<SlidingWindow>,
     chunk: usize,
     reference: bool,
     /// Under `reference`: the tokens of each step and the table their keys are rotated with.
@@ -52,7 +51,7 @@ impl Full {
             return Err(read.bad("chunk", chunk));
         }
         let reference = read.value("reference", false)?;
-        Ok(Self { sliding_window: shape.sliding_window, chunk, reference, rotations: Vec::new() })
+        Ok(Self { chunk, reference, rotations: Vec::new() })
     }
 }
 
@@ -74,8 +73,6 @@ impl Method for Full {
 
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
         let Range { start, end } = call.step.tokens;
-        let window = self.sliding_window.filter(|w| call.layer >= w.first_layer).map(|w| w.size);
-        let oldest = window.map_or(0, |w| (start + 1).saturating_sub(w));
         let n = if self.reference { end } else { call.ropes.reading(end) };
         let rope = call.ropes.for_positions(n)?;
         let rotates_once =
@@ -85,17 +82,16 @@ impl Method for Full {
         }
         let segment = |keys: Range<usize>, key_rope: &Arc<RopeTable>| Segment {
             keys: KeySet::Range(keys),
-            band: Band::between(0, window.unwrap_or(usize::MAX)),
+            band: Band::CAUSAL,
             key_position: Position::Index { offset: 0 },
             query_position: Position::Index { offset: 0 },
             key_rope: Arc::clone(key_rope),
             query_rope: Arc::clone(&rope),
         };
         let segments = if self.rotations.is_empty() {
-            vec![segment(oldest..end, &rope)]
+            vec![segment(0..end, &rope)]
         } else {
-            let seen = self.rotations.iter().filter(|(tokens, _)| tokens.end > oldest);
-            seen.map(|(tokens, table)| segment(tokens.start.max(oldest)..tokens.end, table)).collect()
+            self.rotations.iter().map(|(tokens, table)| segment(tokens.clone(), table)).collect()
         };
         Ok(View::new(vec![segments]))
     }

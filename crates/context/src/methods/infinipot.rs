@@ -119,8 +119,8 @@ impl InfiniPot {
     /// sliding-window layers.
     pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
         let read = settings.reader(&SPEC);
-        if let Some(w) = shape.sliding_window {
-            return Err(read.unsuited(format!("its layers already slide over {} tokens; use full", w.size)));
+        if let Some(window) = shape.widest_window() {
+            return Err(read.unsuited(format!("some of its layers slide over the last {window} tokens, which they find by distance, and a store that is compacted keeps none; use full or reattention")));
         }
         let pot = read.count("pot", shape.window.min(4096))?;
         let keep = read.count("keep", (pot / 2).max(1))?;
@@ -444,10 +444,7 @@ mod tests {
         for pairs in ["pot=513", "keep=32", "local=15"] {
             assert!(matches!(pot(&[pairs]), Err(MethodError::Contradiction { .. })), "{pairs}");
         }
-        let sliding = ModelShape {
-            sliding_window: Some(crate::SlidingWindow { size: 24, first_layer: 0 }),
-            ..tiny_shape()
-        };
+        let sliding = ModelShape { layers: [crate::LayerAttention::sliding(24); 2].into(), ..tiny_shape() };
         assert!(matches!(InfiniPot::new(&Settings::new(), &sliding), Err(MethodError::Unsuited { .. })));
         let default = InfiniPot::new(&Settings::new(), &tiny_shape()).unwrap();
         assert_eq!((default.pot, default.keep, default.alpha), (512, 256, 0.5));

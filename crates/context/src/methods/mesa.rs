@@ -7,9 +7,7 @@
 //! from there, `stair` tokens a step. Queries grow with the logarithm of their index. (c) Everything is kept. (d) The width of
 //! the middle chunks is chosen so that the last chunk is neither too short nor much too long.
 
-use super::parts::{
-    CHUNK, OWN, at_least_one, chunk, log_scaled_bytes, log_scales, refuse_sliding_window, segment, too_far,
-};
+use super::parts::{CHUNK, OWN, at_least_one, chunk, log_scaled_bytes, log_scales, segment, too_far};
 use super::{LayerCall, Method, Step, StepKind, View, chunks};
 use crate::ModelShape;
 use crate::settings::{MethodError, MethodSpec, ParamSpec, Reader, Settings};
@@ -24,7 +22,7 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
     paper: "Mesa-Extrapolation: A Weave Position Encoding Method for Enhanced Extrapolation in LLMs (arXiv 2410.15859)",
     summary: "chunks that see the first one and themselves; the last one and the answer see everything on stairs of positions",
     cost: "time O(n) in prefill but for the last chunk, and O(n) per answer token; memory O(n)",
-    suits: "models without sliding-window layers, for texts of up to about (window - train_length) * stair tokens",
+    suits: "all models, for texts of up to about (window - train_length) * stair tokens",
     params: &[
         ParamSpec {
             name: "train_length",
@@ -117,10 +115,9 @@ impl Mesa {
     /// From settings.
     ///
     /// # Errors
-    /// When a value is out of range, values contradict each other, or the model has sliding-window layers.
+    /// When a value is out of range or values contradict each other.
     pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
         let read = settings.reader(&SPEC);
-        refuse_sliding_window(&read, shape)?;
         let train_length = read.count("train_length", (shape.window / 2).max(2))?;
         if train_length < 2 || train_length > shape.window {
             return Err(read.bad("train_length", train_length));

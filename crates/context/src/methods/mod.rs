@@ -82,8 +82,10 @@ pub struct LayerCall<'a> {
     pub q: Queries<'a>,
     /// The layer's cached keys and values, the step's included.
     pub kv: KvView<'a>,
-    /// Frequencies of the model under its scaling.
+    /// Frequencies of the layer under the model's scaling.
     pub ropes: &'a mut Ropes,
+    /// Factor on `q · k` that makes logits of it.
+    pub scale: f32,
     /// For scoring.
     pub backend: &'a dyn Backend,
 }
@@ -379,7 +381,7 @@ pub fn settled(mut method: Box<dyn Method>, backend: &dyn Backend) -> Box<dyn Me
 }
 
 /// `tokens` in pieces of at most `chunk`, all of one kind.
-fn chunks(tokens: Range<usize>, chunk: usize, kind: StepKind) -> impl Iterator<Item = Step> {
+pub(crate) fn chunks(tokens: Range<usize>, chunk: usize, kind: StepKind) -> impl Iterator<Item = Step> {
     tokens
         .clone()
         .step_by(chunk)

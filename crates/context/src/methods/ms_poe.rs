@@ -23,7 +23,7 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
     paper: "Found in the Middle: How Language Models Use Long Contexts Better via Plug-and-Play Positional Encoding (arXiv 2403.04797)",
     summary: "every head divides positions by its own ratio, so that the middle of a prompt within the window is used better",
     cost: "time O(n²) in prefill and O(n) per answer token; memory O(n), and hidden states of the whole prompt at once",
-    suits: "models without sliding-window layers whose frequencies do not follow the length; prompts within the window",
+    suits: "models whose frequencies do not follow the length; prompts within the window",
     params: &[
         ParamSpec {
             name: "ratio_min",
@@ -102,13 +102,9 @@ impl MsPoe {
     /// From settings.
     ///
     /// # Errors
-    /// When a value is out of range, no layer would be concerned, or the model has sliding-window layers or frequencies that
-    /// follow the length.
+    /// When a value is out of range, no layer would be concerned, or the model has frequencies that follow the length.
     pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
         let read = settings.reader(&SPEC);
-        if let Some(w) = shape.sliding_window {
-            return Err(read.unsuited(format!("its layers slide over {} tokens; use full", w.size)));
-        }
         if shape.rope.changes_with_length() {
             return Err(read.unsuited(
                 "its frequencies follow the length and so stretch the same positions a second time; use full, or fixed frequencies such as --rope none",
@@ -186,7 +182,7 @@ impl MsPoe {
         let q = Queries { data: last, q_len: 1, first: end - 1, ..call.q };
         let unturned = Arc::new(RopeTable::new(vec![0.0; call.q.head_dim / 2], 1.0, 1));
         let views = [vec![segment(end, &unturned, &unturned, Position::Constant(0), Position::Constant(0))]];
-        let scale = 1.0 / (call.q.head_dim as f32).sqrt();
+        let scale = call.scale;
         let (mut out, mut lse) = (vec![0.0; row], vec![0.0; call.q.n_heads]);
         call.backend.attend(&q, &call.kv, &views, scale, &mut out, Some(&mut lse));
         let attention = call.backend.key_mass(&q, &call.kv, &views, scale, &lse);
@@ -372,7 +368,7 @@ mod tests {
     use super::*;
     use crate::rope::{RopeConfig, RopeScaling};
     use crate::tests::tiny_shape;
-    use crate::{Context, KvDtype, SlidingWindow};
+    use crate::{Context, KvDtype};
     use reattention_kernels::Reference;
 
     fn shape(n_heads: usize, n_kv_heads: usize) -> ModelShape {
@@ -428,7 +424,7 @@ mod tests {
                 let (wide, narrow) =
                     (n * shape.n_heads * shape.head_dim, n * shape.n_kv_heads * shape.head_dim);
                 let mut out = vec![0.0; wide];
-                context.attend(layer, &noise(wide), &noise(narrow), &noise(narrow), &mut out).unwrap();
+                context.attend(layer, &noise(wide), &noise(narrow), &noise(narrow), None, &mut out).unwrap();
             }
             context.finish();
             let measured = context.method().measured(1);
@@ -473,7 +469,7 @@ mod tests {
         let mut context = Context::new(&shape, method, None, KvDtype::F32, Arc::new(Reference));
         context.begin(&Step { tokens: 0..513, kind: StepKind::Prefill });
         let (q, kv) = (vec![0.0; 513 * 32], vec![0.0; 513 * 16]);
-        let error = context.attend(0, &q, &kv, &kv, &mut vec![0.0; 513 * 32]).unwrap_err().to_string();
+        let error = context.attend(0, &q, &kv, &kv, None, &mut vec![0.0; 513 * 32]).unwrap_err().to_string();
         assert!(error.contains("513") && error.contains("512"), "{error}");
     }
 
@@ -494,9 +490,6 @@ mod tests {
         refused(&["layers=0-", "ratio_max=nan"], &shape, "ratio_max");
         refused(&["layers=0-", "outlier=0"], &shape, "outlier");
         refused(&["layers=0-", "head_type=best"], &shape, "head_type");
-        let sliding =
-            ModelShape { sliding_window: Some(SlidingWindow { size: 24, first_layer: 0 }), ..shape.clone() };
-        refused(&["layers=0-"], &sliding, "24");
         let with = |scaling| {
             let rope = RopeConfig { scaling, ..shape.rope.clone() };
             shape.clone().with_rope(rope)

@@ -33,14 +33,6 @@ pub(super) fn at_least_one(read: &Reader, values: &[(&'static str, usize)]) -> R
     }
 }
 
-/// Refuses models whose layers see only the last tokens, for methods that want every token looked at.
-pub(super) fn refuse_sliding_window(read: &Reader, shape: &ModelShape) -> Result<(), MethodError> {
-    match shape.sliding_window {
-        Some(w) => Err(read.unsuited(format!("its layers already slide over {} tokens; use full", w.size))),
-        None => Ok(()),
-    }
-}
-
 /// The error of `n` tokens some of which would stand `largest` positions apart where the model knows `served`.
 pub(super) fn too_far(
     spec: &MethodSpec,
@@ -104,7 +96,6 @@ pub(super) struct SinksAndWindow {
 impl SinksAndWindow {
     /// The parameters `local` and `chunk`, with `global` sinks unless set.
     pub(super) fn new(read: &Reader, shape: &ModelShape, global: usize) -> Result<Self, MethodError> {
-        refuse_sliding_window(read, shape)?;
         let global = read.count("global", global)?;
         let local = read.count("local", shape.window.min(4096).saturating_sub(global).max(1))?;
         at_least_one(read, &[("local", local)])?;
@@ -187,7 +178,7 @@ pub(super) mod tests {
     ) -> Result<View, MethodError> {
         let shape = crate::tests::tiny_shape();
         let store = crate::Store::new(&shape, crate::KvDtype::F32);
-        let mut ropes = crate::rope::Ropes::new(shape.rope.clone());
+        let mut ropes = crate::rope::Ropes::new(shape.rope.clone(), shape.head_dim);
         let data = vec![1.0; tokens.len() * shape.n_heads * shape.head_dim];
         let q = Queries {
             data: &data,
@@ -205,6 +196,7 @@ pub(super) mod tests {
             q,
             kv: store.view(0),
             ropes: &mut ropes,
+            scale: 1.0 / (shape.head_dim as f32).sqrt(),
             backend,
         })
     }

@@ -4,9 +4,7 @@
 //! `group` tokens, `⌊i / group⌋ - ⌊j / group⌋`, moved by `local - ⌊local / group⌋` so that they go on where the true ones
 //! end. (c) Everything is kept. (d) The prompt is fed in chunks of any size.
 
-use super::parts::{
-    CHUNK, OWN, at_least_one, chunk, log_scaled_bytes, log_scales, refuse_sliding_window, segment, too_far,
-};
+use super::parts::{CHUNK, OWN, at_least_one, chunk, log_scaled_bytes, log_scales, segment, too_far};
 use super::{LayerCall, Method, Step, View, question_apart};
 use crate::ModelShape;
 use crate::settings::{MethodError, MethodSpec, ParamSpec, Settings};
@@ -18,7 +16,7 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
     paper: "LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning (arXiv 2401.01325)",
     summary: "every token, near ones at true distances, far ones in groups that share a position",
     cost: "time O(n²) in prefill and O(n) per answer token; memory O(n)",
-    suits: "all models without sliding-window layers, for texts of up to (window - local) * group + local tokens",
+    suits: "all models, for texts of up to (window - local) * group + local tokens",
     params: &[
         ParamSpec {
             name: "group",
@@ -58,10 +56,9 @@ impl SelfExtend {
     /// From settings.
     ///
     /// # Errors
-    /// When a value is out of range, or the model has sliding-window layers.
+    /// When a value is out of range.
     pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
         let read = settings.reader(&SPEC);
-        refuse_sliding_window(&read, shape)?;
         let group = read.count("group", 8)?;
         let local = read.count("local", (shape.window / 4).max(1))?;
         at_least_one(&read, &[("group", group), ("local", local)])?;

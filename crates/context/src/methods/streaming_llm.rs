@@ -15,7 +15,7 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
     paper: "Efficient Streaming Language Models with Attention Sinks (arXiv 2309.17453)",
     summary: "the first tokens (attention sinks) and a local window; the middle is dropped",
     cost: "time O(n) in prefill and O(1) per answer token; memory O(1)",
-    suits: "all models without sliding-window layers; fluent at any length, finds nothing outside the window",
+    suits: "all models; fluent at any length, finds nothing outside the window",
     params: &[
         ParamSpec {
             name: "global",
@@ -50,7 +50,7 @@ impl StreamingLlm {
     /// From settings.
     ///
     /// # Errors
-    /// When a value is out of range, the view exceeds the window, or the model has sliding-window layers.
+    /// When a value is out of range or the view exceeds the window.
     pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
         let read = settings.reader(&SPEC);
         Ok(Self { kept: SinksAndWindow::new(&read, shape, 4)?, reference: read.value("reference", false)? })

@@ -5,7 +5,7 @@
 //! the query stands elsewhere towards far ones. Cosine and sine are multiplied by [`TEMPERATURE`]. (c) Everything is kept.
 //! (d) The prompt is fed in chunks of any size.
 
-use super::parts::{CHUNK, OWN, at_least_one, chunk, refuse_sliding_window, segment, too_far};
+use super::parts::{CHUNK, OWN, at_least_one, chunk, segment, too_far};
 use super::{LayerCall, Method, Step, StepKind, View, chunks, question_apart};
 use crate::ModelShape;
 use crate::rope::Ropes;
@@ -24,7 +24,7 @@ pub(super) const SPEC: MethodSpec = MethodSpec {
     paper: "Why Does the Effective Context Length of LLMs Fall Short? (arXiv 2410.18745)",
     summary: "every token, far ones moved near: large distances are replaced by smaller, better trained ones",
     cost: "time O(n²) in prefill and O(n) per answer token; memory O(n)",
-    suits: "models without sliding-window layers, for texts up to their window and about a third as far again; beyond that only with a --rope that reaches",
+    suits: "all models, for texts up to their window and about a third as far again; beyond that only with a --rope that reaches",
     params: &[
         ParamSpec {
             name: "target",
@@ -70,10 +70,9 @@ impl StringPositions {
     /// From settings.
     ///
     /// # Errors
-    /// When a value is out of range, or the model has sliding-window layers.
+    /// When a value is out of range.
     pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
         let read = settings.reader(&SPEC);
-        refuse_sliding_window(&read, shape)?;
         let target = read.count("target", shape.window)?;
         if target < 4 {
             return Err(read.bad("target", target));

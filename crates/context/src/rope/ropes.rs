@@ -6,6 +6,10 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Ropes {
     config: RopeConfig,
+    /// Pairs of a head's dimensions, those that are not rotated included.
+    pairs: usize,
+    /// Whether no pair is rotated.
+    still: bool,
     /// Stands in for the factor on cosine and sine that the configuration gives.
     multiplier: Option<f32>,
     /// The frequencies that the tables have, as a length they are for; see [`RopeConfig::stage`].
@@ -19,9 +23,25 @@ pub struct Ropes {
 }
 
 impl Ropes {
-    /// Tables of one configuration.
-    pub fn new(config: RopeConfig) -> Self {
-        Self { config, multiplier: None, stage: 0, tables: Vec::new(), planned: 0, in_use: 0 }
+    /// Tables of one configuration for heads of `head_dim` dimensions. Where the configuration rotates fewer, the pairs
+    /// behind those it rotates stand still.
+    pub fn new(config: RopeConfig, head_dim: usize) -> Self {
+        let pairs = head_dim / 2;
+        Self {
+            config,
+            pairs,
+            still: false,
+            multiplier: None,
+            stage: 0,
+            tables: Vec::new(),
+            planned: 0,
+            in_use: 0,
+        }
+    }
+
+    /// Tables that rotate nothing, for layers without positions.
+    pub fn still(config: RopeConfig, head_dim: usize) -> Self {
+        Self { still: true, ..Self::new(config, head_dim) }
     }
 
     /// The configuration.
@@ -73,6 +93,10 @@ impl Ropes {
         }
         let (mut inv_freq, multiplier) = self.config.frequencies(distances)?;
         inv_freq.iter_mut().for_each(|f| *f /= ratio);
+        if self.still {
+            inv_freq.fill(0.0);
+        }
+        inv_freq.resize(self.pairs, 0.0);
         let multiplier = self.multiplier.unwrap_or(multiplier);
         // Doubling keeps a growing context from rebuilding the table at every step.
         let table = Arc::new(RopeTable::new(inv_freq, multiplier, (2 * positions).max(4096)));
@@ -117,7 +141,7 @@ mod tests {
     use crate::rope::RopeScaling;
 
     fn ropes(scaling: RopeScaling) -> Ropes {
-        Ropes::new(RopeConfig { theta: 1e4, dim: 8, window: 100, scaling })
+        Ropes::new(RopeConfig { theta: 1e4, dim: 8, window: 100, scaling }, 8)
     }
 
     #[test]
@@ -135,6 +159,28 @@ mod tests {
         // Distances choose the frequencies, positions the size.
         let near = ropes.for_distances(60, 9000).unwrap();
         assert!(near.inv_freq() == short.inv_freq() && near.positions() >= 9000);
+    }
+
+    #[test]
+    fn dimensions_that_are_not_rotated_stand_still() {
+        let scaling = RopeScaling::Yarn {
+            factor: 4.0,
+            original_window: 100,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: Some(1.5),
+            truncate: true,
+        };
+        let config = RopeConfig { theta: 1e4, dim: 4, window: 100, scaling };
+        let row = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+        let mut partial = row;
+        Ropes::new(config.clone(), 8).for_positions(10).unwrap().rotate(7, &mut partial);
+        // Pairs are (0, 4), (1, 5) and, at rest, (2, 6), (3, 7): those keep their length, too.
+        assert_eq!([partial[2], partial[3], partial[6], partial[7]], [3.0, 4.0, 7.0, 8.0]);
+        assert!((partial[0].hypot(partial[4]) - 1.5 * 1f32.hypot(5.0)).abs() < 1e-4 && partial[0] != 1.5);
+        let mut still = row;
+        Ropes::still(config, 8).for_positions(10).unwrap().rotate(7, &mut still);
+        assert_eq!(still, row);
     }
 
     #[test]

@@ -47,6 +47,20 @@ pub enum RopeScaling {
         beta_slow: f64,
         /// Factor on cosine and sine; `None` is `0.1 ln(factor) + 1`.
         attention_factor: Option<f64>,
+        /// Both ends of the ramp between kept and interpolated frequencies are whole numbers; gpt-oss has `truncate: false`.
+        truncate: bool,
+    },
+    /// LongRoPE (arXiv 2402.13753): every frequency divided by a number of its own, of one list up to the original window
+    /// and of another beyond it.
+    LongRope {
+        /// Divisors up to `original_window` positions, `[dim / 2]`.
+        short: Arc<[f32]>,
+        /// Divisors beyond, `[dim / 2]`.
+        long: Arc<[f32]>,
+        /// Window before stretching.
+        original_window: usize,
+        /// Factor on cosine and sine.
+        attention_factor: f64,
     },
     /// Llama 3.1's smoothed interpolation.
     Llama3 {
@@ -80,7 +94,7 @@ pub enum RopeError {
         expected: &'static str,
     },
     /// The name of the scaling is not known.
-    #[error("unknown rope scaling `{0}`; known are none, linear, ntk, dynamic, yarn, llama3, clex")]
+    #[error("unknown rope scaling `{0}`; known are none, linear, ntk, dynamic, yarn, llama3, longrope, clex")]
     Unknown(String),
     /// A `name:key=value,...` specification could not be read.
     #[error("rope `{spec}`: {reason}")]
@@ -133,7 +147,9 @@ impl RopeConfig {
                 check("dim", self.dim as f64, self.dim > 2, "above 2 for NTK scaling")?;
                 factor(f)
             }
-            RopeScaling::Yarn { factor: f, original_window, beta_fast, beta_slow, attention_factor } => {
+            RopeScaling::Yarn {
+                factor: f, original_window, beta_fast, beta_slow, attention_factor, ..
+            } => {
                 factor(f)?;
                 check("original window", original_window as f64, original_window > 0, "at least 1")?;
                 check("beta_fast", beta_fast, beta_fast > beta_slow, "above beta_slow")?;
@@ -152,6 +168,15 @@ impl RopeConfig {
                 check("high_freq_factor", high, high > low, "above low_freq_factor")?;
                 check("original window", original_window as f64, original_window > 0, "at least 1")
             }
+            RopeScaling::LongRope { ref short, ref long, original_window, attention_factor } => {
+                for (name, divisors) in [("short_factor", short), ("long_factor", long)] {
+                    let n = divisors.len();
+                    check(name, n as f64, n == self.dim / 2, "a list of one number a frequency")?;
+                    divisors.iter().try_for_each(|&d| check(name, d.into(), d > 0.0, "above 0"))?;
+                }
+                check("original window", original_window as f64, original_window > 0, "at least 1")?;
+                check("attention_factor", attention_factor, attention_factor > 0.0, "above 0")
+            }
             RopeScaling::Divisors(ref divisors) => {
                 check("divisors", divisors.len() as f64, divisors.len() == self.dim / 2, "one a frequency")?;
                 divisors.iter().try_for_each(|&d| check("divisor", d.into(), d > 0.0, "above 0"))
@@ -162,7 +187,10 @@ impl RopeConfig {
 
     /// Whether the frequencies depend on the length of the context.
     pub fn changes_with_length(&self) -> bool {
-        matches!(self.scaling, RopeScaling::DynamicNtk { .. } | RopeScaling::Clex(_))
+        matches!(
+            self.scaling,
+            RopeScaling::DynamicNtk { .. } | RopeScaling::LongRope { .. } | RopeScaling::Clex(_)
+        )
     }
 
     /// Positions the model was trained to use: its window, or what CLEX's solution covers.
@@ -180,6 +208,7 @@ impl RopeConfig {
     pub(super) fn stage(&self, n: usize) -> Result<usize, RopeError> {
         match &self.scaling {
             RopeScaling::DynamicNtk { .. } => Ok(n.max(self.window)),
+            RopeScaling::LongRope { original_window, .. } => Ok(usize::from(n > *original_window)),
             RopeScaling::Clex(clex) => clex.t(n, self.window),
             _ => Ok(0),
         }
@@ -204,7 +233,10 @@ impl RopeConfig {
             RopeScaling::DynamicNtk { .. } => usize::MAX,
             RopeScaling::Clex(_) => self.reach(),
             // Configurations count the stretch of these in their window.
-            RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) => self.window,
+            RopeScaling::None
+            | RopeScaling::Llama3 { .. }
+            | RopeScaling::LongRope { .. }
+            | RopeScaling::Divisors(_) => self.window,
         }
     }
 
@@ -226,11 +258,19 @@ impl RopeConfig {
                 let ratio = n.max(self.window) as f64 / self.window as f64;
                 (narrow(&mut plain(stretched(factor * ratio - (factor - 1.0)))), 1.0)
             }
-            RopeScaling::Yarn { factor, original_window, beta_fast, beta_slow, attention_factor } => {
+            RopeScaling::Yarn {
+                factor,
+                original_window,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                truncate,
+            } => {
                 let turns =
                     |t: f64| dim * (original_window as f64 / (t * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
-                let low = turns(beta_fast).floor().max(0.0);
-                let mut high = turns(beta_slow).ceil().min(dim - 1.0);
+                let (low, high) = (turns(beta_fast), turns(beta_slow));
+                let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+                let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
                 if high == low {
                     high += 0.001;
                 }
@@ -256,6 +296,11 @@ impl RopeConfig {
                     }
                 });
                 (narrow(&mut frequencies), 1.0)
+            }
+            RopeScaling::LongRope { ref short, ref long, original_window, attention_factor } => {
+                let divisors = if n > original_window { long } else { short };
+                let mut frequencies = plain(self.theta).zip(divisors.iter()).map(|(f, &d)| f / f64::from(d));
+                (narrow(&mut frequencies), attention_factor as f32)
             }
             RopeScaling::Divisors(ref divisors) => {
                 let mut frequencies = plain(self.theta).zip(divisors.iter()).map(|(f, &d)| f / f64::from(d));
@@ -298,12 +343,20 @@ impl RopeConfig {
                 beta_fast: take("beta_fast", 32.0),
                 beta_slow: take("beta_slow", 1.0),
                 attention_factor: Some(take("attention_factor", f64::NAN)).filter(|a| !a.is_nan()),
+                truncate: true,
             },
             "llama3" => RopeScaling::Llama3 {
                 factor: take("factor", 8.0),
                 low_freq_factor: take("low_freq_factor", 1.0),
                 high_freq_factor: take("high_freq_factor", 4.0),
                 original_window: take("original", window) as usize,
+            },
+            "longrope" => match &self.scaling {
+                own @ RopeScaling::LongRope { .. } => own.clone(),
+                _ => {
+                    let reason = "LongRoPE needs the searched factors of a LongRoPE checkpoint, which this model does not have; yarn:factor=4 needs none";
+                    return Err(numbers.error(reason.into()));
+                }
             },
             other => return Err(RopeError::Unknown(other.to_string())),
         };
@@ -376,12 +429,53 @@ mod tests {
             beta_fast: 32.0,
             beta_slow: 1.0,
             attention_factor: None,
+            truncate: true,
         };
         let (f, multiplier) = config(128, 1e4, 32768, scaling).frequencies(1).unwrap();
         assert!((multiplier - 1.2079442).abs() < 1e-6);
         for (i, want) in [(0, 1.0), (20, 0.0562341), (30, 0.0088474), (40, 0.00103382), (63, 1.44348e-5)] {
             assert!((f[i] - want).abs() <= 1e-4 * want, "frequency {i}: {} instead of {want}", f[i]);
         }
+    }
+
+    /// The ends of the ramp as they are: at 20.9 and 46.1 instead of 20 and 47.
+    #[test]
+    fn yarn_without_truncation_rounds_no_end() {
+        let yarn = |truncate| {
+            let scaling = RopeScaling::Yarn {
+                factor: 8.0,
+                original_window: 4096,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                attention_factor: None,
+                truncate,
+            };
+            config(128, 1e4, 32768, scaling).frequencies(1).unwrap().0
+        };
+        let (rounded, exact) = (yarn(true), yarn(false));
+        let turns = |t: f64| 128.0 * (4096.0 / (t * 2.0 * PI)).ln() / (2.0 * 1e4f64.ln());
+        let ramp = (30.0 - turns(32.0)) / (turns(1.0) - turns(32.0));
+        let plain = 1e4f64.powf(-60.0 / 128.0);
+        let want = plain * (1.0 - ramp) + plain / 8.0 * ramp;
+        assert!((f64::from(exact[30]) - want).abs() < 1e-6 * want && exact[30] != rounded[30]);
+    }
+
+    #[test]
+    fn longrope_changes_its_divisors_beyond_the_original_window() {
+        let scaling = RopeScaling::LongRope {
+            short: [1.0, 2.0].into(),
+            long: [4.0, 8.0].into(),
+            original_window: 100,
+            attention_factor: 1.25,
+        };
+        let c = config(4, 1e4, 400, scaling);
+        c.validate().unwrap();
+        assert_eq!(c.frequencies(100).unwrap(), (vec![1.0, 0.005], 1.25));
+        assert_eq!(c.frequencies(101).unwrap(), (vec![0.25, 0.00125], 1.25));
+        assert!(c.changes_with_length() && c.stage(100).unwrap() != c.stage(101).unwrap());
+        assert!(c.with_spec("longrope").unwrap() == c);
+        assert!(config(4, 1e4, 400, RopeScaling::None).with_spec("longrope").is_err());
+        assert!(config(6, 1e4, 400, c.scaling).validate().unwrap_err().to_string().contains("short_factor"));
     }
 
     /// Dynamic NTK is plain within the window and equals CLEX's `D = 0` solution beyond it (same section).

@@ -116,6 +116,13 @@ const SPECS: &[RopeSpec] = &[
         ],
     },
     RopeSpec {
+        name: "longrope",
+        paper: "LongRoPE (arXiv 2402.13753)",
+        summary: "every frequency divided by a number of its own, of one list within the original window and of another beyond",
+        suits: "LongRoPE checkpoints (Phi-3 and Phi-4-mini), whose configurations bring both lists",
+        params: &[],
+    },
+    RopeSpec {
         name: "clex",
         paper: "CLEX: Continuous Length Extrapolation for Large Language Models (arXiv 2310.16450)",
         summary: "a trained ODE gives frequencies for every whole number of windows",
@@ -141,7 +148,7 @@ mod tests {
         let unknown = config.with_spec("warp").unwrap_err().to_string();
         for spec in specs() {
             assert!(unknown.contains(spec.name), "{}: {unknown}", spec.name);
-            if spec.name == "clex" {
+            if ["clex", "longrope"].contains(&spec.name) {
                 continue;
             }
             for param in spec.params {

@@ -66,8 +66,16 @@ impl Layer {
         let q = Queries { data, n_heads: shape.n_heads, q_len, head_dim: shape.head_dim, first: end - q_len };
         let step = Step { tokens: end - q_len..end, kind };
         let backend: &dyn Backend = &self.backend;
-        let mut ropes = Ropes::new(shape.rope.clone());
-        let call = LayerCall { layer: 1, step: &step, q, kv: self.store.view(1), ropes: &mut ropes, backend };
+        let mut ropes = Ropes::new(shape.rope.clone(), shape.head_dim);
+        let call = LayerCall {
+            layer: 1,
+            step: &step,
+            q,
+            kv: self.store.view(1),
+            ropes: &mut ropes,
+            scale: 1.0 / (shape.head_dim as f32).sqrt(),
+            backend,
+        };
         let request =
             TopKRequest { keys: START..end, k: K, pairing: HeadPairing::Grouped, rule: TopKRule::Exact };
         selector.top_k(&call, &q, &request)

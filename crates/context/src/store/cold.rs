@@ -126,7 +126,7 @@ mod tests {
             let before = first_of_each_row(&store, 0..5000);
             store.freeze(10..4500).unwrap();
             // Tokens 1024 to 4095: three pages. One stays ready for what comes next.
-            assert_eq!(store.bytes(), Store::planned_bytes(&shape, dtype, 3 * PAGE));
+            assert_eq!(store.bytes(), Store::planned_bytes(&shape, dtype, 3 * PAGE, 3 * PAGE, 0));
             assert_eq!(store.disk_bytes(), Store::planned_disk_bytes(&shape, dtype, 3 * PAGE) as u64);
             for tokens in [0..0, 1000..1100, 2000..4500, 4900..9000] {
                 (0..2).for_each(|layer| store.cool(layer, tokens.clone()));
@@ -149,7 +149,7 @@ mod tests {
         fill(&mut store, 2500, 600);
         assert_eq!(first_of_each_row(&store, 0..3000), before);
         // Two pages stay on disk, the third was taken back, the fourth has just begun in the page that was ready.
-        assert_eq!(store.bytes(), Store::planned_bytes(&shape, KvDtype::Bf16, 2 * PAGE));
+        assert_eq!(store.bytes(), Store::planned_bytes(&shape, KvDtype::Bf16, 2 * PAGE, 2 * PAGE, 0));
         let disk = store.disk_bytes();
         fill(&mut store, 3100, 2000);
         store.freeze(0..4096).unwrap();

@@ -86,21 +86,91 @@ fn rope_scaling_is_read_in_both_spellings() {
     assert!(matches!(rope.scaling, RopeScaling::Llama3 { .. }));
 }
 
+/// What the file says, and the ratio of windows only where it says nothing: Qwen3's card has a window of 40960, an original
+/// one of 32768 and a factor of 4.
 #[test]
-fn yarn_takes_the_ratio_of_the_windows_where_there_is_one() {
+fn yarn_takes_its_factor_before_the_ratio_of_the_windows() {
     let yarn = |v: Value| match with(json!({ "rope_scaling": v })).unwrap().rope.scaling {
         RopeScaling::Yarn { factor, original_window, .. } => (factor, original_window),
         other => panic!("{other:?}"),
     };
     assert_eq!(
         yarn(json!({ "type": "yarn", "factor": 9.0, "original_max_position_embeddings": 1024 })),
-        (4.0, 1024)
+        (9.0, 1024)
     );
+    assert_eq!(yarn(json!({ "type": "yarn", "original_max_position_embeddings": 1024 })), (4.0, 1024));
     assert_eq!(
         yarn(json!({ "type": "yarn", "factor": 9.0, "original_max_position_embeddings": 4096 })),
         (9.0, 4096)
     );
     assert_eq!(yarn(json!({ "type": "yarn", "factor": 9.0 })), (9.0, 4096));
+}
+
+#[test]
+fn rope_theta_is_found_wherever_it_is_written() {
+    for config in [
+        json!({ "rope_theta": 5e5 }),
+        json!({ "rope_theta": null, "rope_scaling": { "rope_type": "default", "rope_theta": 5e5 } }),
+        json!({ "rope_theta": null, "rope_parameters": { "rope_type": "default", "rope_theta": 5e5 } }),
+        json!({ "rope_theta": 1e4, "rope_scaling": { "type": "linear", "factor": 2.0, "rope_theta": 5e5 } }),
+        json!({ "rope_theta": null, "rope_parameters": {
+            "full_attention": { "rope_type": "default", "rope_theta": 5e5 },
+            "sliding_attention": { "rope_type": "default", "rope_theta": 1e4 } } }),
+    ] {
+        assert_eq!(with(config.clone()).unwrap().rope.theta, 5e5, "{config}");
+    }
+}
+
+#[test]
+fn kinds_of_layers_have_frequencies_of_their_own() {
+    let linear = json!({ "rope_type": "linear", "factor": 8.0, "rope_theta": 1e6 });
+    let of_kinds = with(json!({ "rope_parameters": {
+        "full_attention": linear, "sliding_attention": { "rope_type": "default", "rope_theta": 1e4 } } }))
+    .unwrap();
+    let local = with(json!({ "rope_scaling": linear, "rope_local_base_freq": 1e4 })).unwrap();
+    for config in [of_kinds, local] {
+        assert_eq!((config.rope.theta, &config.rope.scaling), (1e6, &RopeScaling::Linear { factor: 8.0 }));
+        let sliding = config.sliding_rope.unwrap();
+        assert_eq!((sliding.theta, sliding.scaling), (1e4, RopeScaling::None));
+    }
+    assert_eq!(with(json!({ "rope_scaling": linear })).unwrap().sliding_rope, None);
+}
+
+#[test]
+fn longrope_is_read_in_every_spelling() {
+    // Heads of 16 of which three quarters rotate: 6 frequencies.
+    let list = |x: f64| vec![x; 6];
+    let lists = json!({ "type": "longrope", "short_factor": list(1.5), "long_factor": list(3.0) });
+    let beside = with(json!({ "rope_scaling": lists, "original_max_position_embeddings": 1024,
+        "partial_rotary_factor": 0.75 }))
+    .unwrap();
+    let mut inside = lists.clone();
+    inside["original_max_position_embeddings"] = json!(1024);
+    inside["partial_rotary_factor"] = json!(0.75);
+    inside["type"] = json!("su");
+    let inside = with(json!({ "rope_parameters": inside })).unwrap();
+    assert_eq!(beside.rope, inside.rope);
+    assert_eq!(beside.rope.dim, 12);
+    let RopeScaling::LongRope { short, long, original_window, attention_factor } = beside.rope.scaling else {
+        panic!("{:?}", beside.rope)
+    };
+    assert_eq!((short[0], long[5], original_window), (1.5, 3.0, 1024));
+    assert!((attention_factor - (1.0 + 4f64.ln() / 1024f64.ln()).sqrt()).abs() < 1e-12);
+    let short = with(json!({ "rope_scaling": lists })).unwrap_err().to_string();
+    assert!(short.contains("short_factor has 6 numbers; 16 rotated dimensions take 8"), "{short}");
+}
+
+/// Qwen2.5-1M: the window is that of the model before it, and dual chunk attention reaches the rest.
+#[test]
+fn dual_chunk_attention_leaves_the_window_as_it_was() {
+    let dual = json!({ "chunk_size": 512, "local_size": 64, "original_max_position_embeddings": 512 });
+    let config =
+        with(json!({ "max_position_embeddings": 2020, "dual_chunk_attention_config": dual })).unwrap();
+    assert_eq!(config.shape().window, 512);
+    assert_eq!(config.dual_chunk, Some(reattention::DualChunk { size: 512, local: 64 }));
+    let wrong = json!({ "chunk_size": 64, "local_size": 64 });
+    let error = with(json!({ "dual_chunk_attention_config": wrong })).unwrap_err().to_string();
+    assert!(error.contains("local_size 64"), "{error}");
 }
 
 #[test]
@@ -152,7 +222,7 @@ fn what_cannot_be_served_is_refused_by_name() {
         (json!({ "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2" }), "GPT2LMHeadModel"),
         (json!({ "architectures": ["LlamaForSequenceClassification"] }), "LlamaForSequenceClassification"),
         (json!({ "hidden_act": "gelu" }), "gelu"),
-        (json!({ "partial_rotary_factor": 0.5 }), "partial_rotary_factor"),
+        (json!({ "partial_rotary_factor": 1.5 }), "partial_rotary_factor"),
         (json!({ "num_local_experts": 8 }), "mixture of experts"),
         (json!({ "quantization_config": { "bits": 4 } }), "GGUF"),
         (json!({ "rope_scaling": { "type": "longrope" } }), "longrope"),

@@ -47,15 +47,9 @@ impl InfLlm {
     /// From settings; see `reattn methods` for every parameter.
     ///
     /// # Errors
-    /// When a value is out of range, values contradict each other, or the model has sliding-window layers.
+    /// When a value is out of range, values contradict each other, or the model is too small for them.
     pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
         let read = settings.reader(&SPEC);
-        if let Some(w) = shape.sliding_window {
-            return Err(read.unsuited(format!(
-                "its layers slide over the last {} tokens, so they cannot attend to blocks outside it; use full",
-                w.size
-            )));
-        }
         let local = read.count("local", (shape.window / 2).clamp(1, 4096))?;
         let block = read.count("block", (local / 32).max(1))?;
         let exc_block = read.count("exc_block", (local / 8).max(1))?;

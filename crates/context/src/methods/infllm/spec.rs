@@ -7,7 +7,7 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
     paper: "InfLLM: Training-Free Long-Context Extrapolation for LLMs with an Efficient Context Memory (arXiv 2402.04617)",
     summary: "a local window and the blocks of far tokens whose representative keys answer the queries best, all at one distance",
     cost: "time O(n²/block) in prefill, a block of queries scoring once for all, and O(n/block) per answer token; memory O(n), or under cold=disk O(n/block) and the disk O(n)",
-    suits: "all models without sliding-window layers; far tokens lose their order, since all stand at the same distance",
+    suits: "all models; far tokens lose their order, since all stand at the same distance",
     params: &[
         ParamSpec {
             name: "local",

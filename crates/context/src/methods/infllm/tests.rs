@@ -48,7 +48,7 @@ impl Fed {
             let (q, k, v) =
                 (vectors(shape.n_heads, 1), vectors(shape.n_kv_heads, 2), vectors(shape.n_kv_heads, 3));
             let mut out = vec![0.0; q.len()];
-            self.0.attend(layer, &q, &k, &v, &mut out).unwrap();
+            self.0.attend(layer, &q, &k, &v, None, &mut out).unwrap();
             all.extend(out);
         }
         if layers == shape.n_layers {

@@ -53,7 +53,7 @@ enum Reference {
 pub struct ReAttention {
     window: usize,
     n_heads: usize,
-    /// KV heads of all layers, and the length of their keys.
+    /// KV heads of all layers that select, and the length of their keys.
     kv_heads: usize,
     head_dim: usize,
     global: usize,
@@ -82,16 +82,10 @@ impl ReAttention {
     /// From settings; see `reattn methods` for every parameter.
     ///
     /// # Errors
-    /// When a value is out of range, values contradict each other, the view would exceed the trained window, or the
-    /// model has sliding-window layers.
+    /// When a value is out of range, values contradict each other, or the view would exceed the trained
+    /// window.
     pub fn new(settings: &Settings, shape: &ModelShape) -> Result<Self, MethodError> {
         let read = settings.reader(&SPEC);
-        if let Some(w) = shape.sliding_window {
-            let reason = "they cannot attend to selected tokens outside it; use full";
-            return Err(
-                read.unsuited(format!("its layers slide over the last {} tokens, and {reason}", w.size))
-            );
-        }
         let window = shape.window;
         let small = if window < 1024 { (window / 32).max(1) } else { 32 };
         let local = read.count(
@@ -148,7 +142,7 @@ impl ReAttention {
         let method = Self {
             window,
             n_heads: shape.n_heads,
-            kv_heads: shape.n_layers * shape.n_kv_heads,
+            kv_heads: shape.full_layers() * shape.n_kv_heads,
             head_dim: shape.head_dim,
             global,
             local,
@@ -323,7 +317,7 @@ impl ReAttention {
             voters = Queries { data: &data, q_len: data.len() / row, ..call.q };
         }
         let best = self.selector.top_k(call, &voters, &request);
-        let scale = 1.0 / (call.q.head_dim as f32).sqrt();
+        let scale = call.scale;
         let lists = if self.per_kv_head { call.kv.n_kv_heads } else { 1 };
         let heads = call.q.n_heads / lists;
         let votes_of = |list: usize| {
@@ -539,7 +533,7 @@ impl Method for ReAttention {
         let (first_voter, voter_stride) = self.voters(call.step, request.keys.len());
         let most = clip.saturating_mul(self.span).min(request.keys.len());
         let segments = self.segments(call, Arc::from([]), most, local)?;
-        let scale = 1.0 / (call.q.head_dim as f32).sqrt();
+        let scale = call.scale;
         let offsets = self.spans().offsets();
         let reach = self.clusters.reach;
         let kind = call.step.kind;

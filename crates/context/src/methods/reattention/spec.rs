@@ -7,7 +7,7 @@ pub(in crate::methods) const SPEC: MethodSpec = MethodSpec {
     paper: "ReAttention: Training-Free Infinite Context with Finite Attention Scope (arXiv 2407.15176)",
     summary: "picks the few thousand cached tokens that matter by raw q·k over all of them, then attends at contiguous positions",
     cost: "selection per token: O(n/16384) plus a constant by default (O(n/128) for answers), O(n) with selector=exact, none in the context with prefill=window; attention O(1); memory O(n), clusters add up to 10 %",
-    suits: "all models without sliding-window layers",
+    suits: "all models",
     params: &[
         ParamSpec {
             name: "global",

@@ -108,9 +108,4 @@ fn contradictions_are_refused() {
         let error = build(&bad, 512).unwrap_err().to_string();
         assert!(error.contains(says), "{bad:?}: {error}");
     }
-    let sliding = ModelShape {
-        sliding_window: Some(crate::SlidingWindow { size: 64, first_layer: 0 }),
-        ..tiny_shape()
-    };
-    assert!(matches!(ReAttention::new(&Settings::new(), &sliding), Err(MethodError::Unsuited { .. })));
 }
