@@ -1,5 +1,6 @@
 //! What a session will take of memory, known before anything is loaded.
 
+use crate::limits::{available, kib};
 use reattention::methods::Method;
 use reattention::{KvDtype, ModelShape, Store};
 use reattention_kernels::{Device, KvRoom};
@@ -239,20 +240,6 @@ pub fn human(bytes: usize) -> String {
     format!("{value:.2} GiB")
 }
 
-/// Memory the system can still give, limits of a control group included; `None` where it does not tell.
-pub fn available() -> Option<usize> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let system = kib(&info, "MemAvailable:")?;
-    let read = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
-    // What a group uses counts cached file pages too, which the system gives back when asked.
-    let cached = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").ok().and_then(|stat| {
-        stat.lines().find_map(|l| l.strip_prefix("inactive_file ")?.trim().parse::<usize>().ok())
-    });
-    let used = || Some(read("/sys/fs/cgroup/memory.current")?.saturating_sub(cached.unwrap_or(0)));
-    let group = read("/sys/fs/cgroup/memory.max").and_then(|max| Some(max.saturating_sub(used()?)));
-    Some(group.map_or(system, |g| g.min(system)))
-}
-
 /// The most memory this process has held so far, in bytes; `None` where the system does not tell.
 pub fn peak_rss() -> Option<usize> {
     kib(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
@@ -263,11 +250,6 @@ pub fn peak_rss() -> Option<usize> {
 pub fn reset_peak_rss() -> bool {
     // proc(5): 5 resets the high-water mark of the resident set.
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
-}
-
-fn kib(text: &str, key: &str) -> Option<usize> {
-    let line = text.lines().find(|l| l.starts_with(key))?;
-    line.split_whitespace().nth(1)?.parse::<usize>().ok().map(|k| k * 1024)
 }
 
 #[cfg(test)]
