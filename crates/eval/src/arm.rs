@@ -77,14 +77,9 @@ pub enum EvalError {
     /// The run's folder cannot be used.
     #[error(transparent)]
     Journal(#[from] crate::run::JournalError),
-    /// A file to read cannot be read.
-    #[error("{}: {error}", file.display())]
-    File {
-        /// The file.
-        file: std::path::PathBuf,
-        /// What the system says.
-        error: std::io::Error,
-    },
+    /// A file to read cannot be read as text.
+    #[error(transparent)]
+    File(#[from] reattention_engine::TextError),
     /// A benchmark's files cannot be used.
     #[error(transparent)]
     Data(#[from] crate::suites::data::DataError),

@@ -32,6 +32,9 @@ enum Form {
     Done,
 }
 
+/// The byte order mark of UTF-8, which editors put before a text.
+const MARK: &[u8] = b"\xef\xbb\xbf";
+
 impl<R: BufRead> Records<R> {
     /// One record a line, of at most `longest` bytes.
     pub(crate) fn lines(input: R, longest: usize) -> Self {
@@ -41,6 +44,7 @@ impl<R: BufRead> Records<R> {
     /// Elements of one list where the file begins with `[`, else one record a line.
     pub(crate) fn of(input: R, longest: usize) -> Result<Self> {
         let mut records = Self::lines(input, longest);
+        records.skip_mark()?;
         if records.skip_space()? == Some(b'[') {
             records.take()?;
             records.form = Form::List;
@@ -73,6 +77,9 @@ impl<R: BufRead> Records<R> {
             }
             self.line += 1;
             self.offset += read as u64;
+            if offset == 0 && bytes.starts_with(MARK) {
+                bytes.drain(..MARK.len());
+            }
             if too_long {
                 return Ok(Some(Record { line, offset, bytes: Err(self.too_long()) }));
             }
@@ -156,6 +163,15 @@ impl<R: BufRead> Records<R> {
         Ok(())
     }
 
+    /// Takes a byte order mark off the beginning.
+    fn skip_mark(&mut self) -> Result<()> {
+        if self.offset == 0 && self.input.fill_buf()?.starts_with(MARK) {
+            self.input.consume(MARK.len());
+            self.offset += MARK.len() as u64;
+        }
+        Ok(())
+    }
+
     fn skip_space(&mut self) -> Result<Option<u8>> {
         while let Some(byte) = self.peek()? {
             if !byte.is_ascii_whitespace() {
@@ -223,6 +239,18 @@ mod tests {
             &[(2, "{\"a\": \"]},{\\\"\"}"), (3, "{\"b\":\n [2, 3]}\n")],
         );
         check("[1,\"\\\\\",2]", &[(1, "1"), (1, "\"\\\\\""), (1, "2")]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_hides_no_row() {
+        let mark = "\u{feff}";
+        check(&format!("{mark}{{\"a\":1}}\n{{\"b\":2}}"), &[(1, "{\"a\":1}"), (2, "{\"b\":2}")]);
+        check(&format!("{mark}[{{\"a\":1}}]"), &[(1, "{\"a\":1}")]);
+        // Within a file it is a character like any other.
+        check(&format!("1\n{mark}2"), &[(1, "1"), (2, &format!("{mark}2"))]);
+        let text = format!("{mark}{{}}\n");
+        let mut lines = Records::lines(text.as_bytes(), 64);
+        assert_eq!(lines.next().unwrap().unwrap().bytes.unwrap(), b"{}");
     }
 
     #[test]

@@ -185,6 +185,10 @@ fn one_text_serves_questions_for_one_fact_and_for_three() {
     assert_eq!((of("single").len(), of("keys-3").len()), (6, 6));
     assert!(of("single").iter().all(|r| r.depth.is_some()) && of("keys-3").iter().all(|r| r.depth.is_none()));
     assert!(of("single").iter().all(|r| r.is_right()), "the built-in model finds facts within its window");
+    // Prompt and longest answer keep to the length named, and do not waste it.
+    let three = of("keys-3");
+    let longest = three.iter().map(|r| r.tokens.prompt + 3 * 32).max().unwrap();
+    assert!((480..=512).contains(&longest), "{longest}");
 }
 
 fn run_sample(prediction: &str, of: &reattention_eval::scorers::Sample) -> reattention_eval::scorers::Sample {

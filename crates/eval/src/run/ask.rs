@@ -62,6 +62,19 @@ impl<'a> Tools<'a> {
         Ok(self.opening(asked)?.ids.len() + self.closing(asked, question)?.ids.len())
     }
 
+    /// Tokens of the longest prompt and answer of a reading together.
+    ///
+    /// # Errors
+    /// When template or tokenizer fails.
+    pub fn longest(&self, asked: &Asked) -> Result<usize, EvalError> {
+        let opening = self.opening(asked)?.ids.len();
+        let closing = |question: &Question| -> Result<usize, EvalError> {
+            Ok(self.closing(asked, question)?.ids.len() + question.max_new_tokens)
+        };
+        let longest = asked.questions.iter().try_fold(0, |most, q| closing(q).map(|n: usize| n.max(most)))?;
+        Ok(opening + longest)
+    }
+
     fn opening(&self, asked: &Asked) -> Result<Prompt, PromptError> {
         let template = self.template.filter(|_| asked.chat);
         Prompt::opening(asked.system.as_deref(), &asked.before, &asked.source, self.tokenizer, template)

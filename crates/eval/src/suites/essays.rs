@@ -63,7 +63,7 @@ const PARAGRAPH: usize = 11;
 /// # Errors
 /// When it cannot be read or is not UTF-8.
 pub fn read(file: &Path, expected: &str) -> Result<String, GenerateError> {
-    std::fs::read_to_string(file).map_err(|e| broken(file, &e.to_string(), expected))
+    reattention_engine::read_text(file).map_err(|e| broken(file, &e.to_string(), expected))
 }
 
 /// The error of a file that is not what was expected.

@@ -118,7 +118,7 @@ impl run::Suite for Suite {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn options(&self) -> Value {
@@ -154,7 +154,13 @@ impl run::Suite for Suite {
 
     fn score(&self, _: &str, sample: &Sample) -> Result<Score, ScoreError> {
         let rouge = |n| rouge_google::rouge_n(&sample.prediction, &self.options.needle, n);
-        let score = needlebench::needlebench(sample)?.with("rouge_1", rouge(1)?).with("rouge_2", rouge(2)?);
+        // Case, punctuation and marks of layout are no part of what was found.
+        let bare = Sample {
+            prediction: bare(&sample.prediction),
+            expected: json!(format!("{}*{}", bare(&self.options.needle), bare(&self.options.keyword))),
+            ..sample.clone()
+        };
+        let score = needlebench::needlebench(&bare)?.with("rouge_1", rouge(1)?).with("rouge_2", rouge(2)?);
         Ok(score.with("rouge_l", rouge_google::rouge_l(&sample.prediction, &self.options.needle)?))
     }
 
@@ -168,6 +174,12 @@ impl run::Suite for Suite {
         }
         tables
     }
+}
+
+/// The words of a text in lower case, with single spaces between them.
+fn bare(text: &str) -> String {
+    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    words.map(str::to_lowercase).collect::<Vec<_>>().join(" ")
 }
 
 /// The token before which the needle stands: at its depth, then back until a full stop is the token before, or the beginning.
@@ -236,7 +248,16 @@ mod tests {
         };
         let right = score("The best thing to do is eat a sandwich and sit in Dolores Park.");
         assert!(right.value == 1.0 && right.part("rouge_1").unwrap() > 0.7);
-        assert!(score("See the Golden Gate Bridge.").value < 0.1);
+        assert!(score("See the Golden Gate Bridge.").value < 0.2);
+        // As models and people write it.
+        for right in [
+            "Eat a sandwich and sit in Dolores Park on a sunny day.",
+            "**Eat a sandwich, and sit\nin Dolores Park!**",
+            "EAT A SANDWICH AND SIT IN DOLORES PARK",
+        ] {
+            assert_eq!(score(right).value, 1.0, "{right}");
+        }
+        assert!(score("Eat a sandwich and sit in Golden Gate Park.").value < 0.5);
         let short = Options { lengths: vec![5000, 100], ..Options::default() };
         let error = Suite::new(short, &tools).unwrap_err().to_string();
         assert!(

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Text lengths in tokens, question apart.
+    /// Lengths in tokens: the prompt, template and longest question included, and the longest answer.
     pub lengths: Vec<usize>,
     /// Depths in per cent: 0 is the beginning, 100 the end.
     pub depths: Vec<f64>,
@@ -49,9 +49,6 @@ impl Default for Options {
     }
 }
 
-/// Tokens that question and answer may take besides the text.
-const ROOM: usize = 256;
-
 /// The needle suite.
 #[derive(Clone, Debug)]
 pub struct Suite {
@@ -69,11 +66,10 @@ impl Suite {
             let problem = format!("is {keys}; it can be 1 to {}, the number of depths", options.depths.len());
             return Err(GenerateError::Option { suite: "needle", option: "keys", problem }.into());
         }
-        let most = options.keys.iter().copied().max().unwrap_or(1);
         let mut readings = Vec::new();
         for &length in &options.lengths {
             // A length too short for its facts is refused before hours are spent on the others.
-            document(&options, length, options.seed, tools)?;
+            fitted(&options, length, options.seed, tools)?;
             for sample in 0..options.samples as u64 {
                 let at = options.seed.wrapping_add(sample);
                 let rows = options.keys.iter().flat_map(|&keys| {
@@ -88,7 +84,7 @@ impl Suite {
                     task: task(options.keys[0]),
                     length: Some(length),
                     rows: rows.collect(),
-                    tokens: length + ROOM * most,
+                    tokens: length,
                     at,
                 });
             }
@@ -103,7 +99,7 @@ impl run::Suite for Suite {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn options(&self) -> Value {
@@ -119,35 +115,7 @@ impl run::Suite for Suite {
     }
 
     fn make(&self, reading: &Reading, tools: &Tools<'_>) -> Result<Made, EvalError> {
-        let text = document(&self.options, reading.length.unwrap_or(0), reading.at, tools)?;
-        let stop = tools.stop_at_line();
-        let facts: Vec<&Fact> = text.facts.iter().map(|f| &f.fact).collect();
-        let question = |keys: usize, first: usize| {
-            let asked: Vec<&Fact> =
-                (0..keys).map(|i| facts[(first + i * facts.len() / keys) % facts.len()]).collect();
-            let question: Vec<String> = asked.iter().map(|f| f.question()).collect();
-            let question = question.join(" ");
-            let values: Vec<&str> = asked.iter().map(|f| f.value.as_str()).collect();
-            Question {
-                after: match tools.chat() {
-                    true => format!("\n\n{question}"),
-                    false => format!("\nQuestion: {question}\nAnswer:"),
-                },
-                sample: Sample::new("", if keys == 1 { values[0].into() } else { values.into() }),
-                max_new_tokens: self.options.max_new_tokens * keys,
-                // Several numbers may come in a list, a line each.
-                stop: if keys == 1 { stop.clone() } else { Vec::new() },
-                ..Question::default()
-            }
-        };
-        let n = facts.len();
-        let questions = self.options.keys.iter().flat_map(|&keys| (0..n).map(move |first| (keys, first)));
-        Ok(Made::Asked(Asked {
-            chat: true,
-            questions: questions.map(|(keys, first)| question(keys, first)).collect(),
-            source: Source { name: "haystack".into(), text: text.text },
-            ..Asked::default()
-        }))
+        Ok(Made::Asked(fitted(&self.options, reading.length.unwrap_or(0), reading.at, tools)?))
     }
 
     fn score(&self, task: &str, sample: &Sample) -> Result<Score, ScoreError> {
@@ -170,6 +138,50 @@ const SINGLE: &str = "single";
 /// The task of questions that ask for `keys` facts.
 fn task(keys: usize) -> String {
     if keys == 1 { SINGLE.into() } else { format!("keys-{keys}") }
+}
+
+/// The text of one sample with its questions, as long as prompt and longest answer may be together.
+fn fitted(options: &Options, length: usize, seed: u64, tools: &Tools<'_>) -> Result<Asked, EvalError> {
+    let mut tokens = length;
+    loop {
+        let asked = asked(options, document(options, tokens, seed, tools)?, tools);
+        let needed = tools.longest(&asked)?;
+        let Some(excess) = needed.checked_sub(length).filter(|excess| *excess > 0) else { return Ok(asked) };
+        let short = || GenerateError::TooShort { what: "needle".into(), length, needed };
+        tokens = tokens.checked_sub(excess).ok_or_else(short)?;
+    }
+}
+
+/// The questions about a text.
+fn asked(options: &Options, text: Document, tools: &Tools<'_>) -> Asked {
+    let stop = tools.stop_at_line();
+    let facts: Vec<&Fact> = text.facts.iter().map(|f| &f.fact).collect();
+    let question = |keys: usize, first: usize| {
+        let asked: Vec<&Fact> =
+            (0..keys).map(|i| facts[(first + i * facts.len() / keys) % facts.len()]).collect();
+        let question: Vec<String> = asked.iter().map(|f| f.question()).collect();
+        let question = question.join(" ");
+        let values: Vec<&str> = asked.iter().map(|f| f.value.as_str()).collect();
+        Question {
+            after: match tools.chat() {
+                true => format!("\n\n{question}"),
+                false => format!("\nQuestion: {question}\nAnswer:"),
+            },
+            sample: Sample::new("", if keys == 1 { values[0].into() } else { values.into() }),
+            max_new_tokens: options.max_new_tokens * keys,
+            // Several numbers may come in a list, a line each.
+            stop: if keys == 1 { stop.clone() } else { Vec::new() },
+            ..Question::default()
+        }
+    };
+    let n = facts.len();
+    let questions = options.keys.iter().flat_map(|&keys| (0..n).map(move |first| (keys, first)));
+    Asked {
+        chat: true,
+        questions: questions.map(|(keys, first)| question(keys, first)).collect(),
+        source: Source { name: "haystack".into(), text: text.text },
+        ..Asked::default()
+    }
 }
 
 /// The text of one sample.

@@ -80,7 +80,7 @@ impl Suite {
 }
 
 fn read(file: &PathBuf) -> Result<String, EvalError> {
-    std::fs::read_to_string(file).map_err(|error| EvalError::File { file: file.clone(), error })
+    Ok(reattention_engine::read_text(file)?)
 }
 
 impl run::Suite for Suite {

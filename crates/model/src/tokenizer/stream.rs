@@ -30,10 +30,10 @@ impl<'a> DecodeStream<'a> {
         self.show(&text)
     }
 
-    /// Gives what is left, with `U+FFFD` for bytes that make no character.
+    /// Gives what is left. The beginning of a character whose end did not come, as where an answer is cut, is left out.
     pub fn finish(mut self) -> String {
         let text = self.decode();
-        self.show(&text)
+        self.show(&text).trim_end_matches('\u{FFFD}').to_string()
     }
 
     fn decode(&self) -> String {
