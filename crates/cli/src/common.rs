@@ -1,6 +1,7 @@
 //! Flags that several commands share, and what they stand for.
 
 use crate::failure::{Blame, Failure};
+use crate::terminal::shown;
 use anyhow::{anyhow, bail};
 use clap::ValueEnum;
 use reattention::methods::{Method, build, specs};
@@ -282,19 +283,19 @@ impl OutputArgs {
     }
 }
 
-/// Writes a line to stderr; one that nobody can read is no reason to stop.
+/// Writes a line to stderr; one that nobody can read is no reason to stop. Whatever it quotes, it steers no terminal.
 pub(crate) fn complain(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", shown(&text.to_string()));
 }
 
-/// A passage as a terminal may show it: control characters, which a file may hold to trick one, are replaced.
-pub(crate) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// Writes a line to stdout.
+/// Writes a line to stdout; to a terminal nothing that would steer it.
 pub(crate) fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
-    writeln!(std::io::stdout(), "{text}").running()
+    let mut out = std::io::stdout();
+    match out.is_terminal() {
+        true => writeln!(out, "{}", shown(&text.to_string())),
+        false => writeln!(out, "{text}"),
+    }
+    .running()
 }
 
 /// Writes an object to stdout as JSON.

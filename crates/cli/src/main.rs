@@ -7,6 +7,7 @@ mod commands;
 mod common;
 mod failure;
 mod progress;
+mod terminal;
 
 use clap::{Parser, Subcommand};
 use commands::{ask, bench, demo, eval, inspect, methods, report, score};

@@ -1,5 +1,6 @@
 //! A progress bar on stderr, for people.
 
+use crate::terminal::plain;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reattention_engine::Progress;
 use std::io::IsTerminal;
@@ -41,7 +42,7 @@ impl Bar {
         let left = format!("{:.0} tokens/s, {} left", p.rate, seconds(p.remaining));
         self.bar.set_length(p.total as u64);
         self.bar.set_position(p.done as u64);
-        self.bar.set_message(format!("{label}: {left}"));
+        self.bar.set_message(plain(&format!("{label}: {left}")));
         if self.lines && self.last.elapsed() > PAUSE {
             crate::common::complain(format_args!("{label}: {} of {} tokens, {left}", p.done, p.total));
             self.last = Instant::now();
@@ -60,7 +61,7 @@ impl Bar {
         let left = left.map_or(String::new(), |left| format!(", {} left", seconds(left)));
         self.bar.set_length(total as u64);
         self.bar.set_position(rows as u64);
-        self.bar.set_message(format!("{label}: {} of {} tokens{left}", p.done, p.total));
+        self.bar.set_message(plain(&format!("{label}: {} of {} tokens{left}", p.done, p.total)));
         if self.lines && self.last.elapsed() > PAUSE {
             crate::common::complain(format_args!(
                 "{rows} of {total} rows{left}; {label}: {:.0} tokens/s",

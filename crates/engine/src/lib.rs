@@ -30,17 +30,21 @@
 mod draws;
 mod evidence;
 mod fill;
+mod limits;
 mod memory;
 mod package;
 mod progress;
 mod prompt;
 mod sampler;
 mod session;
+mod text;
 
 pub use evidence::Evidence;
-pub use memory::{DevicePlan, MemoryPlan, OutOfMemory, available, human, peak_rss, reset_peak_rss};
+pub use limits::available;
+pub use memory::{DevicePlan, MemoryPlan, OutOfMemory, human, peak_rss, reset_peak_rss};
 pub use package::{Engine, Package, give_catalyst};
 pub use progress::{Cancel, Progress};
 pub use prompt::{Prompt, PromptError, Source};
 pub use sampler::{Sampler, Sampling, SamplingError, argmax};
 pub use session::{Finish, GenerateOptions, Generation, Prefilled, Session, SessionError};
+pub use text::{TextError, decode, read_text};

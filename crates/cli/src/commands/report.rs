@@ -2,7 +2,9 @@
 
 use crate::common::{OutputArgs, print, print_json};
 use crate::failure::Failure;
+use anyhow::anyhow;
 use reattention_eval::report::{ReportError, Written, write};
+use reattention_eval::run::MANIFEST;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -18,6 +20,17 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     args.output.start();
+    if !args.dir.join(MANIFEST).is_file() {
+        let what = if args.dir.is_dir() {
+            "this folder holds no run of evaluations"
+        } else {
+            "there is no such folder"
+        };
+        return Err(Failure::Input(anyhow!(
+            "{}: {what}; name one that `reattn eval SUITE --out DIR` has written",
+            args.dir.display()
+        )));
+    }
     let written = write(&args.dir).map_err(|error| match error {
         ReportError::Run(_) => Failure::Input(error.into()),
         _ => Failure::Run(error.into()),

@@ -1,7 +1,8 @@
 //! `reattn score`: scores predictions that exist, without a model.
 
-use crate::common::{OutputArgs, complain, plain, print, print_json};
+use crate::common::{OutputArgs, complain, print, print_json};
 use crate::failure::{Blame, Failure};
+use crate::terminal::plain;
 use anyhow::Context;
 use reattention_eval::scorers::file::{Report, score_file};
 use reattention_eval::scorers::{Scorer, Suite};

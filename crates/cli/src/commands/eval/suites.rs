@@ -2,9 +2,10 @@
 
 use super::choice::SuiteName;
 use super::{Args, Described, blame, write};
-use crate::common::{complain, distinct, method_json, plain, print, print_json};
+use crate::common::{complain, distinct, method_json, print, print_json};
 use crate::failure::{Blame, Failure};
 use crate::progress::Bar;
+use crate::terminal::plain;
 use anyhow::Context;
 use reattention::ModelShape;
 use reattention::methods::build;
