@@ -157,7 +157,7 @@ fn longrope_is_read_in_every_spelling() {
     assert_eq!((short[0], long[5], original_window), (1.5, 3.0, 1024));
     assert!((attention_factor - (1.0 + 4f64.ln() / 1024f64.ln()).sqrt()).abs() < 1e-12);
     let short = with(json!({ "rope_scaling": lists })).unwrap_err().to_string();
-    assert!(short.contains("short_factor has 6 numbers; 16 rotated dimensions take 8"), "{short}");
+    assert!(short.contains("short_factor` has 6 numbers; 16 rotated dimensions take 8"), "{short}");
 }
 
 /// Qwen2.5-1M: the window is that of the model before it, and dual chunk attention reaches the rest.
@@ -225,8 +225,8 @@ fn what_cannot_be_served_is_refused_by_name() {
         (json!({ "partial_rotary_factor": 1.5 }), "partial_rotary_factor"),
         (json!({ "num_local_experts": 8 }), "mixture of experts"),
         (json!({ "quantization_config": { "bits": 4 } }), "GGUF"),
-        (json!({ "rope_scaling": { "type": "longrope" } }), "longrope"),
-        (json!({ "rope_scaling": { "type": "su" } }), "`su`"),
+        (json!({ "rope_scaling": { "type": "longrope" } }), "short_factor"),
+        (json!({ "rope_scaling": { "type": "spiral" } }), "`spiral`"),
         (json!({ "rope_scaling": { "type": "linear" } }), "factor"),
         (json!({ "rope_scaling": { "type": "linear", "factor": 0.1 } }), "rope factor"),
         (json!({ "rope_scaling": 4 }), "rope_scaling"),
