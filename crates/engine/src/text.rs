@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum TextError {
     /// The file cannot be read.
-    #[error("{}: {}", file.display(), hint(source))]
+    #[error("{}: {}", file.display(), hint(error))]
     Io {
         /// The file.
         file: PathBuf,
         /// Why.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The file holds something that is not text.
     #[error("{file}: this is {kind}, not text; {cure}")]
@@ -51,7 +51,7 @@ fn hint(error: &std::io::Error) -> String {
 /// # Errors
 /// When it cannot be read, or is not text (see [`decode`]).
 pub fn read_text(path: &Path) -> Result<String, TextError> {
-    let error = |source| TextError::Io { file: path.to_path_buf(), source };
+    let error = |error| TextError::Io { file: path.to_path_buf(), error };
     if path.is_dir() {
         return Err(error(std::io::ErrorKind::IsADirectory.into()));
     }

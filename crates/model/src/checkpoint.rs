@@ -1,5 +1,6 @@
 //! A model on disk or in memory: open it, plan its memory, load it.
 
+use crate::files::{self, Found};
 use crate::fingerprint;
 use crate::weights::gguf::Gguf;
 use crate::weights::{self, Layout, SafeTensors, Source, TensorStore, WeightPlan, Weights};
@@ -56,24 +57,24 @@ pub fn load(path: &Path) -> Result<(Config, Weights), ModelError> {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face folder or a GGUF file. Only headers are read, and what frequencies are made of.
+    /// Opens a Hugging Face folder, a GGUF file (by its content, whatever its name), a folder that holds one, or a
+    /// repository in a cache of the hub. Only headers are read, and what frequencies are made of.
     ///
     /// # Errors
     /// When there is no model, or a file of it is not valid or not supported.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        if path.is_dir() {
-            let config = Config::from_dir(path)?;
-            let store = SafeTensors::open(path)?;
-            let config = weights::clex::solved(config, &store)?;
-            let files = Files::HuggingFace(store, Texts::Dir(path.into()));
-            return Ok(Self { config, files, path: Some(path.into()) });
+        match files::find(path)? {
+            Found::Folder(dir) => {
+                let config = Config::from_dir(&dir)?;
+                let store = SafeTensors::open(&dir)?;
+                let config = weights::clex::solved(config, &store)?;
+                let files = Files::HuggingFace(store, Texts::Dir(dir.clone()));
+                Ok(Self { config, files, path: Some(dir) })
+            }
+            Found::Gguf(file) => {
+                Ok(Self { path: Some(file.clone()), ..Self::from_gguf(Gguf::open(&file)?)? })
+            }
         }
-        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
-            return Ok(Self { path: Some(path.into()), ..Self::from_gguf(Gguf::open(path)?)? });
-        }
-        std::fs::metadata(path).map_err(ModelError::io(path))?;
-        let reason = "it is neither a folder with config.json and safetensors nor a .gguf file".into();
-        Err(ModelError::NoModel { path: path.into(), reason })
     }
 
     fn from_gguf(gguf: Gguf) -> Result<Self, ModelError> {

@@ -2,6 +2,7 @@
 
 mod rope;
 
+use crate::files::read_text;
 use crate::{Family, ModelError};
 use reattention::rope::RopeConfig;
 use reattention::{DualChunk, LayerAttention, ModelShape};
@@ -71,10 +72,10 @@ impl Config {
     /// When a file cannot be read, the architecture is not supported, or a value is missing or makes no sense.
     pub fn from_dir(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
+        let text = read_text(&path).map_err(ModelError::io(&path))?;
         let config = Self::from_json(&text, &path.display().to_string())?;
         let path = dir.join("generation_config.json");
-        match std::fs::read_to_string(&path) {
+        match read_text(&path) {
             Ok(text) => config.with_generation_config(&text, &path.display().to_string()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(config),
             Err(e) => Err(ModelError::io(&path)(e)),
@@ -201,7 +202,7 @@ impl Config {
         if !(self.rms_eps > 0.0 && self.rms_eps < 1.0) {
             return error("rms_norm_eps", format!("is {}; it must be between 0 and 1", self.rms_eps));
         }
-        self.rope.validate().map_err(|source| ModelError::Rope { file: file.into(), source })?;
+        self.rope.validate().map_err(|error| ModelError::Rope { file: file.into(), error })?;
         // Some published configurations name a begin token beyond the vocabulary they trim; such a token is no token.
         let known = |id: &u32| (*id as usize) < self.vocab_size;
         let (bos_id, eos_ids) =

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum ModelError {
     /// The operating system refused.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {error}", path = path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// Its reason.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// A device does not take the weights.
     #[error(transparent)]
@@ -58,12 +58,12 @@ pub enum ModelError {
         help: String,
     },
     /// The rotary embedding of the model makes no sense.
-    #[error("{file}: {source}")]
+    #[error("{file}: {error}")]
     Rope {
         /// The configuration.
         file: String,
         /// What is wrong.
-        source: RopeError,
+        error: RopeError,
     },
     /// A file does not follow its format.
     #[error("{file} is not a valid {format} file: {reason}")]
@@ -147,7 +147,7 @@ pub enum ModelError {
 impl ModelError {
     /// For `map_err` on file operations.
     pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
-        move |source| Self::Io { path: path.to_path_buf(), source }
+        move |error| Self::Io { path: path.to_path_buf(), error }
     }
 
     pub(crate) fn config(file: &str, key: &str, reason: impl Into<String>) -> Self {

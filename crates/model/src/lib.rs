@@ -10,6 +10,7 @@ mod config;
 mod decoder;
 mod error;
 mod family;
+mod files;
 mod fingerprint;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -81,7 +81,7 @@ impl ChatTemplate {
     /// # Errors
     /// When a file cannot be read or the template is not valid.
     pub fn from_dir(dir: &Path) -> Result<Option<Self>, ModelError> {
-        let read = |name: &str| match std::fs::read_to_string(dir.join(name)) {
+        let read = |name: &str| match crate::files::read_text(&dir.join(name)) {
             Ok(text) => Ok(Some(text)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(ModelError::io(&dir.join(name))(e)),

@@ -51,7 +51,7 @@ impl Tokenizer {
     /// When a file is missing or not valid.
     pub fn from_dir(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join("tokenizer.json");
-        let json = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
+        let json = crate::files::read_text(&path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => ModelError::NoModel {
                 path: dir.into(),
                 reason: "tokenizer.json is missing; convert the tokenizer with transformers' AutoTokenizer and save it"
@@ -59,7 +59,7 @@ impl Tokenizer {
             },
             _ => ModelError::io(&path)(e),
         })?;
-        let config = match std::fs::read_to_string(dir.join("tokenizer_config.json")) {
+        let config = match crate::files::read_text(&dir.join("tokenizer_config.json")) {
             Ok(text) => Some(text),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             Err(e) => return Err(ModelError::io(&dir.join("tokenizer_config.json"))(e)),

@@ -25,7 +25,7 @@ pub(crate) fn solved(mut config: Config, store: &dyn TensorStore) -> Result<Conf
         config.rope = config
             .rope
             .with_clex_weights(up, down)
-            .map_err(|source| ModelError::Rope { file: store.name().into(), source })?;
+            .map_err(|error| ModelError::Rope { file: store.name().into(), error })?;
     }
     Ok(config)
 }

@@ -39,7 +39,7 @@ impl SafeTensors {
         }
         let index = dir.join(INDEX);
         if index.is_file() {
-            let text = std::fs::read_to_string(&index).map_err(ModelError::io(&index))?;
+            let text = crate::files::read_text(&index).map_err(ModelError::io(&index))?;
             return Self::open_shards(dir, &index.display().to_string(), &text);
         }
         let mut found = files_ending_in(dir, ".safetensors")?;

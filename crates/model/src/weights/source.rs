@@ -30,14 +30,20 @@ impl Source {
     /// A file.
     ///
     /// # Errors
-    /// As the operating system has them.
+    /// As the operating system has them, or when a Git LFS pointer or a web page stands in the file's place.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
         }
-        Ok(Self { name: path.display().to_string(), len: metadata.len(), bytes: Bytes::File(file) })
+        let source = Self { name: path.display().to_string(), len: metadata.len(), bytes: Bytes::File(file) };
+        let mut head = vec![0; source.len.min(512) as usize];
+        source.read_at(0, &mut head)?;
+        match crate::files::stand_in(&head) {
+            Some(what) => Err(io::Error::other(what)),
+            None => Ok(source),
+        }
     }
 
     /// Bytes in memory, for instance compiled into the program.

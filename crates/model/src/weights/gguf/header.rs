@@ -53,6 +53,9 @@ pub(crate) fn read(source: &Source) -> Result<Header, ModelError> {
         return Err(r.error("it does not begin with GGUF"));
     }
     let version = r.u32()?;
+    if version.swap_bytes() <= 3 && version > 3 {
+        return Err(r.error("it is big-endian; get the little-endian file of the same model"));
+    }
     if !(2..=3).contains(&version) {
         return Err(r.error(format!("version {version} is not supported; versions 2 and 3 are")));
     }
