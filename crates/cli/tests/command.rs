@@ -120,7 +120,7 @@ fn bad_input_is_named_and_exits_with_2() {
     let of = |args: &[&str]| args.join("\t");
     let cases = [
         (of(&["ask", "--context", "no-such-file.txt", "Why?"]), "no-such-file.txt"),
-        (of(&["ask", "--context", &binary, "Why?"]), "not UTF-8 text (byte 1)"),
+        (of(&["ask", "--context", &binary, "Why?"]), "UTF-16 text (byte 1 is 0xff)"),
         (of(&["ask", "--context", &empty, "Why?"]), "empty"),
         (of(&["ask", "--context", &file]), "no question"),
         (of(&["ask", "--context", &file, " "]), "the question is empty"),
