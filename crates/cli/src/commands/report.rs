@@ -22,7 +22,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     args.output.start();
     if !args.dir.join(MANIFEST).is_file() {
         let what = if args.dir.is_dir() {
-            "this folder holds no run of evaluations"
+            "this folder holds no run of evaluations (no run.json)"
         } else {
             "there is no such folder"
         };
