@@ -27,6 +27,11 @@
 //! ```
 #![deny(missing_docs)]
 
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
+
 mod draws;
 mod evidence;
 mod fill;
