@@ -237,7 +237,8 @@ impl ReAttention {
             ));
         }
         // Without a clip the views are checked as they come; the full attention before the first one is checked here.
-        let scope = self.global + self.local + self.clip.map_or(0, |clip| clip * self.span);
+        let spans = self.clip.map_or(0, |clip| clip.saturating_mul(self.span));
+        let scope = spans.saturating_add(self.global + self.local);
         if self.contiguous && scope > self.window {
             return Err(read.contradiction(format!(
                 "global + local + clip * span = {scope} exceeds the model's window of {} positions; lower local or clip",
