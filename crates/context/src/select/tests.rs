@@ -169,6 +169,39 @@ fn what_was_truncated_is_forgotten_and_may_come_again() {
     }
 }
 
+/// Rolled back to the end of a step, a selector finds what one finds that never saw more.
+#[test]
+fn a_roll_back_leaves_no_trace_of_what_was_forgotten() {
+    use StepKind::{Decode, Prefill, Question};
+    let steps =
+        [(90, Prefill), (400, Prefill), (1300, Prefill), (700, Question), (1, Decode), (2200, Prefill)];
+    let feed = |layer: &mut Layer, selectors: &mut [Box<dyn Selector>], steps: &[(usize, StepKind)]| {
+        steps.iter().for_each(|&(n, kind)| layer.feed(selectors, n, kind));
+    };
+    for kept in 1..steps.len() {
+        let (mut layer, mut rolled_back) = (Layer::new(), all(200, 6));
+        feed(&mut layer, &mut rolled_back, &steps);
+        feed(&mut layer, &mut rolled_back, &[(5000, Question), (300, Prefill)]);
+        let n = steps[..kept].iter().map(|s| s.0).sum();
+        layer.truncate(&mut rolled_back, n);
+        let (mut fresh_layer, mut fresh) = (Layer::new(), all(200, 6));
+        feed(&mut fresh_layer, &mut fresh, &steps[..kept]);
+        for more in [(1, Decode), (40, Question), (1500, Prefill), (1, Decode)] {
+            let seed = fresh_layer.seed;
+            for (layer, selectors) in [(&mut layer, &mut rolled_back), (&mut fresh_layer, &mut fresh)] {
+                layer.seed = seed;
+                feed(layer, selectors, &[more]);
+            }
+            let q = layer.queries(more.0.min(4));
+            for (a, b) in rolled_back.iter_mut().zip(&mut fresh) {
+                let (got, want) =
+                    (layer.search(a.as_mut(), &q, more.1), layer.search(b.as_mut(), &q, more.1));
+                assert!(got == want, "{} differs {more:?} after a return to {n} tokens", a.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn a_search_is_reused_while_the_query_barely_turns() {
     let mut layer = Layer::new();
