@@ -273,12 +273,13 @@ impl Context {
             let slots = self.store.len();
             let losses: Vec<_> = heads.map(|head| self.slots.losses(layer, head, slots)).collect();
             let mass = mass_of_slots(&mass, &view.segments, slots);
-            self.distilled.extend(self.method.distil(&Entries {
-                layer,
-                slots,
-                mass: &mass,
-                losses: &losses,
-            }));
+            if let Some(kept) = self.method.distil(&Entries { layer, slots, mass: &mass, losses: &losses }) {
+                self.store.check_kept(layer, &kept).map_err(|reason| MethodError::Contradiction {
+                    method: self.method.spec().name,
+                    reason,
+                })?;
+                self.distilled.push(kept);
+            }
             return Ok(());
         }
         let slots = &self.slots;
