@@ -375,12 +375,14 @@ impl Context {
         self.last_state = last_state.to_vec();
     }
 
-    /// Drops what an unfinished step has appended, so that the context stands where it stood before.
+    /// Drops what an unfinished step has appended and what was announced and not read ([`Context::schedule`]), so that the
+    /// context stands where it stood before, and goes on as if no more had ever been meant to come.
     pub fn abort(&mut self) {
-        if self.step.take().is_some() {
-            self.distilled.clear();
-            self.forget();
-        }
+        self.step = None;
+        self.distilled.clear();
+        self.forget();
+        let n = self.len();
+        self.ropes.each().for_each(|ropes| ropes.truncate(n));
     }
 
     /// Drops what was appended after the last token read.
