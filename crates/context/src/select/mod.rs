@@ -42,8 +42,14 @@ pub(crate) trait Selector: Send + Sync + std::fmt::Debug {
     fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK;
 
     /// Forgets the tokens from `n` on: what it finds from then on is what it would find if it had never seen them, but for
-    /// [`Reuse`].
+    /// [`Reuse`] away from a pinned point.
     fn truncate(&mut self, _n: usize) {}
+
+    /// Keeps what [`Selector::truncate`] to `n`, its present end, needs, until [`Selector::unpin`] or another call.
+    fn pin(&mut self, _n: usize) {}
+
+    /// Ends [`Selector::pin`].
+    fn unpin(&mut self) {}
 
     /// Memory of its structure for each key of a KV head, in bytes, for planning.
     fn bytes_per_key(&self, _head_dim: usize) -> f64 {

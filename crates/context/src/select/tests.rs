@@ -246,6 +246,32 @@ fn a_search_is_reused_while_the_query_barely_turns() {
     assert_eq!(found, exact(&layer, &far), "a truncated search is forgotten");
 }
 
+/// From a pinned point a search is reused as if nothing had been read beyond it.
+#[test]
+fn a_pinned_search_is_reused_after_a_roll_back() {
+    let new = || -> Vec<Box<dyn Selector>> { vec![Box::new(Reuse::new(Box::new(Exact), 0.9))] };
+    let (mut layer, mut selectors, mut fresh) = (Layer::new(), new(), new());
+    layer.feed(&mut selectors, 3000, StepKind::Prefill);
+    let q = layer.queries(1);
+    let near: Vec<f32> = layer.queries(1).iter().zip(&q).map(|(n, q)| q + 0.3 * n).collect();
+    for s in [&mut selectors, &mut fresh] {
+        layer.search(s[0].as_mut(), &q, StepKind::Decode);
+    }
+    selectors[0].pin(3000);
+    layer.feed(&mut selectors, 500, StepKind::Prefill);
+    let other = layer.queries(1);
+    layer.search(selectors[0].as_mut(), &other, StepKind::Decode);
+    for _ in 0..2 {
+        layer.truncate(&mut selectors, 3000);
+        layer.feed(&mut [], 1, StepKind::Decode);
+        let [got, want] =
+            [&mut selectors, &mut fresh].map(|s| layer.search(s[0].as_mut(), &near, StepKind::Decode));
+        assert!(got == want && got != layer.search(&mut Exact, &near, StepKind::Decode));
+        layer.feed(&mut selectors, 200, StepKind::Prefill);
+        layer.search(selectors[0].as_mut(), &other, StepKind::Decode);
+    }
+}
+
 #[test]
 fn clusters_do_not_depend_on_the_number_of_threads() {
     let run = |threads| {

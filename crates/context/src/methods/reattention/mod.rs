@@ -486,6 +486,14 @@ impl Method for ReAttention {
         self.selector.truncate(n.saturating_sub(self.local));
     }
 
+    fn pin(&mut self, n: usize) {
+        self.selector.pin(n.saturating_sub(self.local));
+    }
+
+    fn unpin(&mut self) {
+        self.selector.unpin();
+    }
+
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
         let Range { start, end } = call.step.tokens;
         if end <= self.global + self.local || (self.published() && start == 0) {
