@@ -3,6 +3,7 @@
 use super::{Journal, Made, Reading, Row, Suite, Tools, ask};
 use crate::{Arm, EvalError};
 use reattention_engine::{Cancel, Engine, Progress, SessionError, reset_peak_rss};
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,7 @@ pub fn run(
     cancel: &Cancel,
     watch: &mut (dyn FnMut(Watch<'_>) + Send),
 ) -> Result<(), EvalError> {
+    refuse_twins(suites)?;
     let units = units(arms, suites, journal);
     let weight = |u: &Unit<'_>| u.arms.iter().map(|a| a.1.len()).sum::<usize>() as f64 * u.tokens();
     let total_rows =
@@ -125,6 +127,23 @@ struct Unit<'a> {
     suite: &'a dyn Suite,
     reading: &'a Reading,
     arms: Vec<(usize, Vec<usize>)>,
+}
+
+/// Refuses rows that share suite, task, length and id: the journal would keep one of them, and the score would be its alone.
+fn refuse_twins(suites: &[Box<dyn Suite>]) -> Result<(), EvalError> {
+    let mut seen = HashSet::new();
+    for suite in suites {
+        for reading in suite.readings() {
+            for (index, key) in reading.rows.iter().enumerate() {
+                let (task, id) = (reading.task_of(index), &key.id);
+                if !seen.insert((suite.name(), task, reading.length, id)) {
+                    let (suite, task) = (suite.name().to_string(), task.to_string());
+                    return Err(EvalError::Twins { suite, task, id: id.clone() });
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn units<'a>(arms: &[Arm], suites: &'a [Box<dyn Suite>], journal: &Journal) -> Vec<Unit<'a>> {
