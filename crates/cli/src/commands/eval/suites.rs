@@ -49,6 +49,12 @@ pub(super) fn run(args: &Args, names: &[SuiteName]) -> Result<ExitCode, Failure>
     if !journal.rows().is_empty() {
         args.output.say(format_args!("{} rows are there already; going on", journal.rows().len()));
     }
+    for line in journal.torn() {
+        complain(format_args!(
+            "{}:{line}: not whole, as after a write that failed; its row is asked again",
+            run::ROWS
+        ));
+    }
     let mut bar = Bar::new(args.output.quiet);
     let options = run::Options { evidence: args.evidence };
     let result = run::run(&engines, &arms, &suites, &options, &mut journal, &Cancel::default(), &mut |w| {
