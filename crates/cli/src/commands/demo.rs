@@ -95,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             let context = engine.context(&source).input()?;
             reading = Some(session.prefill(&context, &cancel, |p| bar.show("reading", p)).running()?);
             bar.clear();
-            session.pin();
+            session.pin().running()?;
         }
         let read = session.len();
         session.gather_evidence();
