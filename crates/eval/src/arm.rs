@@ -105,3 +105,16 @@ pub enum EvalError {
         needed: usize,
     },
 }
+
+impl EvalError {
+    /// Whether the evaluation was asked for something that cannot be done, by anyone and at any time; otherwise something
+    /// failed on the way, and the same may succeed when the run is resumed.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Method(error) => error.is_refusal(),
+            Self::Session(error) => error.is_refusal(),
+            Self::Journal(error) => !matches!(error, crate::run::JournalError::File { .. }),
+            _ => true,
+        }
+    }
+}

@@ -31,10 +31,12 @@ pub struct Watch<'a> {
 
 /// Asks all questions that the journal does not have yet. There are as many jobs as engines; they share readings out among
 /// themselves, and all arms of a reading run in one job, one after the other. A method that refuses a length gives rows that
-/// say so; any other failure ends the run, with all finished rows in the journal.
+/// say so; any other failure (a full disk or a lost device among them) ends the run, with all finished rows in the journal
+/// and the others to be asked when it is resumed.
 ///
 /// # Errors
-/// When a text cannot be made, a method refuses its settings, a step fails, or the journal cannot be written.
+/// When two rows of a suite cannot be told apart, a text cannot be made, a method refuses its settings, a step fails, or
+/// the journal cannot be written.
 pub fn run(
     engines: &[Engine],
     arms: &[Arm],
@@ -201,7 +203,7 @@ impl Unit<'_> {
                     .and_then(|row| add(self.named(row, arm, wanted[0]))),
             };
             match result {
-                Err(EvalError::Session(SessionError::Method(reason))) => {
+                Err(EvalError::Session(SessionError::Method(reason))) if reason.is_refusal() => {
                     for &index in wanted {
                         let id = &reading.rows[index].id;
                         let row = Row { refused: Some(reason.to_string()), ..Row::default() };
