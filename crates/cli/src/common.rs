@@ -180,6 +180,11 @@ impl ModelArgs {
         }
     }
 
+    /// The model's tokenizer, on the threads asked for.
+    pub(crate) fn tokenizer(&self, package: &Package) -> Result<Arc<Tokenizer>, Failure> {
+        Ok(Arc::new(package.tokenizer().input()?.with_threads(self.threads()?)))
+    }
+
     /// Loads the model with its tokenizer.
     pub(crate) fn load(
         &self,

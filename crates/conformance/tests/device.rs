@@ -188,7 +188,7 @@ fn the_built_in_model_finds_facts_and_says_where() {
         let mut session = engine.session(method, None, KvDtype::Bf16);
         let source = Source { name: "text".into(), text: document.text.clone() };
         session.prefill(&engine.context(&[source]).unwrap(), &Cancel::default(), |_| {}).unwrap();
-        session.pin();
+        session.pin().unwrap();
         let read = session.len();
         for placed in &document.facts {
             let question = engine.question(&placed.fact.question()).unwrap();

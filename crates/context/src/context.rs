@@ -273,12 +273,13 @@ impl Context {
             let slots = self.store.len();
             let losses: Vec<_> = heads.map(|head| self.slots.losses(layer, head, slots)).collect();
             let mass = mass_of_slots(&mass, &view.segments, slots);
-            self.distilled.extend(self.method.distil(&Entries {
-                layer,
-                slots,
-                mass: &mass,
-                losses: &losses,
-            }));
+            if let Some(kept) = self.method.distil(&Entries { layer, slots, mass: &mass, losses: &losses }) {
+                self.store.check_kept(layer, &kept).map_err(|reason| MethodError::Contradiction {
+                    method: self.method.spec().name,
+                    reason,
+                })?;
+                self.distilled.push(kept);
+            }
             return Ok(());
         }
         let slots = &self.slots;
@@ -374,12 +375,14 @@ impl Context {
         self.last_state = last_state.to_vec();
     }
 
-    /// Drops what an unfinished step has appended, so that the context stands where it stood before.
+    /// Drops what an unfinished step has appended and what was announced and not read ([`Context::schedule`]), so that the
+    /// context stands where it stood before, and goes on as if no more had ever been meant to come.
     pub fn abort(&mut self) {
-        if self.step.take().is_some() {
-            self.distilled.clear();
-            self.forget();
-        }
+        self.step = None;
+        self.distilled.clear();
+        self.forget();
+        let n = self.len();
+        self.ropes.each().for_each(|ropes| ropes.truncate(n));
     }
 
     /// Drops what was appended after the last token read.

@@ -11,6 +11,8 @@
 
 mod context;
 pub mod methods;
+#[cfg(test)]
+mod model_tests;
 pub mod rope;
 mod select;
 mod settings;

@@ -5,7 +5,7 @@ use reattention_kernels::{ColdError, DeviceError};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-/// Why a method cannot be used as asked.
+/// Why a method does not do what is asked: it refuses, or what it runs on fails ([`MethodError::is_refusal`]).
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MethodError {
@@ -67,6 +67,23 @@ pub enum MethodError {
     /// The device that computes fails.
     #[error(transparent)]
     Device(#[from] DeviceError),
+}
+
+impl MethodError {
+    /// Whether the method refuses: asked the same again, on any machine, it would do so again. Otherwise the disk or the
+    /// device failed, which says nothing of the method, and the same may succeed another time.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::UnknownMethod { .. }
+            | Self::UnknownParameter { .. }
+            | Self::NotKeyValue(_)
+            | Self::BadValue { .. }
+            | Self::Contradiction { .. }
+            | Self::Unsuited { .. }
+            | Self::Rope(_) => true,
+            Self::Disk(_) | Self::Device(_) => false,
+        }
+    }
 }
 
 /// Settings of a method by name, not yet understood.

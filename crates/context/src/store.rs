@@ -301,20 +301,55 @@ impl Store {
         }
     }
 
+    /// Whether one layer can keep the slots listed for each KV head ([`Store::compact`]), or why not.
+    ///
+    /// # Errors
+    /// Names the first thing wrong with the lists.
+    pub fn check_kept(&self, layer: usize, kept: &[Vec<u32>]) -> Result<(), String> {
+        let n = kept.first().map_or(0, Vec::len);
+        if kept.len() != self.n_kv_heads {
+            return Err(format!("{} lists of slots to keep for {} KV heads", kept.len(), self.n_kv_heads));
+        }
+        for (head, list) in kept.iter().enumerate() {
+            let why = if list.len() != n {
+                "as many slots as the other heads keep"
+            } else if !list.windows(2).all(|pair| pair[0] < pair[1]) {
+                "slots that ascend"
+            } else if list.iter().any(|&slot| !self.holds(layer, slot as usize)) {
+                "slots that are held"
+            } else {
+                continue;
+            };
+            return Err(format!("KV head {head} of layer {layer} is to keep other than {why}"));
+        }
+        Ok(())
+    }
+
+    /// Whether a slot of a layer is there, in memory or on disk.
+    fn holds(&self, layer: usize, slot: usize) -> bool {
+        let page = slot / PAGE;
+        slot < self.len
+            && match &self.layers[layer] {
+                Layer::F32(s) => s.keys.get(page).is_some_and(Option::is_some),
+                Layer::Bf16(s) => s.keys.get(page).is_some_and(Option::is_some),
+            }
+    }
+
     /// Keeps the slots listed and moves them to the front, page by page as far as they reach: slot `s` of a layer and KV
-    /// head then holds what slot `kept[layer][head][s]` of it held. Roll-backs below their number are refused from then on.
+    /// head then holds what slot `kept[layer][head][s]` of it held. Pages that lay on disk are in memory again. Roll-backs
+    /// below their number are refused from then on.
     ///
     /// # Panics
-    /// Unless there is a list for every layer and KV head, each ascending, of slots held, and all of the same length.
+    /// Unless there is a list for every layer and KV head, all of the same length and as [`Store::check_kept`] wants them.
     pub fn compact(&mut self, kept: &[Vec<Vec<u32>>]) {
         let n = kept[0][0].len();
         assert!(
             kept.len() == self.layers.len() && kept.iter().all(|l| l.len() == self.n_kv_heads),
             "a list for each layer and KV head"
         );
-        for list in kept.iter().flatten() {
-            let ascending = list.windows(2).all(|pair| pair[0] < pair[1]);
-            assert!(list.len() == n && ascending && list.last().is_none_or(|&s| (s as usize) < self.len));
+        for (layer, lists) in kept.iter().enumerate() {
+            assert_eq!(self.check_kept(layer, lists), Ok(()));
+            assert_eq!(lists[0].len(), n, "all layers keep as many slots");
         }
         for (layer, kept) in self.layers.iter_mut().zip(kept) {
             layer.compact(kept, self.head_dim);
@@ -460,6 +495,12 @@ impl<T: Element> Sides<T> {
     fn compact(&mut self, kept: &[Vec<u32>], dim: usize) {
         let mut row = vec![T::from_f32(0.0); dim];
         for side in [&mut self.keys, &mut self.values] {
+            for page in side.iter_mut().take(kept[0].len().div_ceil(PAGE)) {
+                let page = page.get_or_insert_with(|| Buffer::zeroed(kept.len() * PAGE * dim));
+                if page.is_cold() {
+                    *page = Buffer::from_slice(page);
+                }
+            }
             for (head, slots) in kept.iter().enumerate() {
                 let place = |slot: usize| {
                     let first = (head * PAGE + slot % PAGE) * dim;

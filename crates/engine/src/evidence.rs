@@ -3,6 +3,7 @@
 use reattention::SourceMap;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Longest passage shown, in bytes.
 const LONGEST: usize = 400;
@@ -24,11 +25,28 @@ pub struct Evidence {
     pub text: String,
 }
 
+/// A source's text. It is cut into sentences when they are first asked for, and once: many answers may look into one book.
+#[derive(Debug)]
+pub(crate) struct Text {
+    text: String,
+    sentences: OnceLock<Vec<Range<usize>>>,
+}
+
+impl Text {
+    pub(crate) fn new(text: String) -> Self {
+        Self { text, sentences: OnceLock::new() }
+    }
+
+    fn sentences(&self) -> &[Range<usize>] {
+        self.sentences.get_or_init(|| sentences(&self.text))
+    }
+}
+
 /// The `most` passages (sentences) with the largest share of `mass`, the attention paid to each token.
 ///
 /// `texts` are the sources by index. The very first token is left out: every query looks at it, whatever it says.
-pub(crate) fn passages(mass: &[f32], sources: &SourceMap, texts: &[String], most: usize) -> Vec<Evidence> {
-    let sentences: Vec<Vec<Range<usize>>> = texts.iter().map(|t| sentences(t)).collect();
+pub(crate) fn passages(mass: &[f32], sources: &SourceMap, texts: &[Text], most: usize) -> Vec<Evidence> {
+    let sentences: Vec<&[Range<usize>]> = texts.iter().map(Text::sentences).collect();
     let mut weights: Vec<Vec<f64>> = sentences.iter().map(|s| vec![0.0; s.len()]).collect();
     let mut total = 0.0;
     for (token, &m) in mass.iter().enumerate().skip(1) {
@@ -53,14 +71,15 @@ pub(crate) fn passages(mass: &[f32], sources: &SourceMap, texts: &[String], most
         .into_iter()
         .map(|(weight, source, index)| {
             let range = sentences[source][index].clone();
-            let text = &texts[source][range.clone()];
+            let whole = &texts[source].text;
+            let text = &whole[range.clone()];
             let start_byte = range.start + (text.len() - text.trim_start().len());
             let text = text.trim().to_string();
             Evidence {
                 source: sources.names()[source].clone(),
                 start_byte,
                 end_byte: start_byte + text.len(),
-                line: texts[source].as_bytes()[..start_byte].iter().filter(|b| **b == b'\n').count() + 1,
+                line: whole.as_bytes()[..start_byte].iter().filter(|b| **b == b'\n').count() + 1,
                 weight: weight / total,
                 text,
             }
@@ -138,7 +157,7 @@ mod tests {
         let mass: Vec<f32> = std::iter::once(50.0)
             .chain(words.iter().map(|(_, w)| if w.contains('5') { 6.0 } else { 1.0 }))
             .collect();
-        let found = passages(&mass, &map, &[text], 2);
+        let found = passages(&mass, &map, &[Text::new(text)], 2);
         assert_eq!(found[0].text, "The code is 5.");
         assert_eq!((found[0].line, found[0].start_byte, found[0].end_byte), (2, 12, 26));
         assert_eq!(found[0].source, "a.txt");

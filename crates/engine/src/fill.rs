@@ -23,6 +23,7 @@ impl Session {
     /// When `ids` holds unknown tokens, nothing was read that could be imitated, or the method would distil its cache.
     pub fn fill(&mut self, ids: &[u32], seed: u64) -> Result<(), SessionError> {
         self.check(ids)?;
+        self.check_numbers()?;
         self.feed_pending()?;
         let start = self.ids.len();
         if start == 0 || self.context.kept() < start {
@@ -45,8 +46,9 @@ impl Session {
         let mut mixtures = |step: &Step| -> Vec<Mixture> {
             step.tokens.clone().map(|_| Mixture::draw(&mut draws, imitated.len())).collect()
         };
+        self.logits.clear();
         if self.context.device().is_some() {
-            self.fill_on_device(&models, &steps, &mut mixtures).map_err(MethodError::from)?;
+            self.fill_on_device(ids, &models, &steps, &mut mixtures).map_err(MethodError::from)?;
         } else {
             let (mut keys, mut values) = (Vec::new(), Vec::new());
             for step in steps {
@@ -58,12 +60,16 @@ impl Session {
                     self.context.append(layer, &keys, &values);
                 }
                 self.context.finish();
+                self.note_filled(ids, start, &step);
             }
         }
-        self.ids.extend_from_slice(ids);
-        ids.iter().for_each(|_| self.sources.push(None));
-        self.logits.clear();
         Ok(())
+    }
+
+    /// Takes note of a step that was made up of `ids`, which begin at token `start`.
+    fn note_filled(&mut self, ids: &[u32], start: usize, step: &Step) {
+        let tokens = &ids[step.tokens.start - start..step.tokens.end - start];
+        self.note(tokens, std::iter::repeat_n(None, tokens.len()));
     }
 }
 
@@ -71,6 +77,7 @@ impl Session {
     /// The same on the device that keeps the cache: mixing is a product with two weights and a one in each row.
     fn fill_on_device(
         &mut self,
+        ids: &[u32],
         models: &[[Imitated; 2]],
         steps: &[Step],
         mixtures: &mut dyn FnMut(&Step) -> Vec<Mixture>,
@@ -90,6 +97,7 @@ impl Session {
             .iter()
             .map(|[key, value]| Ok([matrix(key)?, matrix(value)?]))
             .collect::<Result<Vec<_>, DeviceError>>()?;
+        let start = steps.first().map_or(0, |step| step.tokens.start);
         let longest = steps.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
         let mut weights = device.tensor(longest * (n + 1))?;
         let (mut keys, mut values) = (device.tensor(longest * width)?, device.tensor(longest * width)?);
@@ -102,15 +110,17 @@ impl Session {
             }
             device.write(&mut weights, &rows)?;
             self.context.begin(step);
-            for (layer, [key, value]) in matrices.iter().enumerate() {
+            let filled = matrices.iter().enumerate().try_for_each(|(layer, [key, value])| {
                 device.linear(&weights, step.tokens.len(), key, None, &mut keys)?;
                 device.linear(&weights, step.tokens.len(), value, None, &mut values)?;
-                if let Err(error) = self.context.append_on_device(layer, &keys, &values) {
-                    self.context.abort();
-                    return Err(error);
-                }
+                self.context.append_on_device(layer, &keys, &values)
+            });
+            if let Err(error) = filled {
+                self.context.abort();
+                return Err(error);
             }
             self.context.finish();
+            self.note_filled(ids, start, step);
         }
         Ok(())
     }

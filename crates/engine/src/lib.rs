@@ -42,6 +42,7 @@ mod progress;
 mod prompt;
 mod sampler;
 mod session;
+mod stops;
 mod text;
 
 pub use evidence::Evidence;
@@ -53,3 +54,11 @@ pub use prompt::{Prompt, PromptError, Source};
 pub use sampler::{Sampler, Sampling, SamplingError, argmax};
 pub use session::{Finish, GenerateOptions, Generation, Prefilled, Session, SessionError};
 pub use text::{TextError, decode, read_text};
+
+/// Whoever embeds it moves sessions between threads and shares engines.
+const _: fn() = || {
+    fn is_send<T: Send>() {}
+    fn is_shared<T: Send + Sync>() {}
+    is_send::<Session>();
+    is_shared::<Engine>();
+};

@@ -52,17 +52,27 @@ impl Meter {
     }
 
     pub(crate) fn at(&mut self, done: usize) -> Progress {
+        self.at_time(Instant::now(), done)
+    }
+
+    fn at_time(&mut self, now: Instant, done: usize) -> Progress {
         // Chunks grow dearer as the context grows, so an average over the whole prefill would promise too much.
-        let stretch = self.mark.0.elapsed().as_secs_f64();
+        let stretch = now.saturating_duration_since(self.mark.0).as_secs_f64();
         if self.rate == 0.0 || stretch > 1.0 {
             self.rate = (done - self.mark.1) as f64 / stretch.max(1e-9);
             if stretch > 1.0 {
-                self.mark = (Instant::now(), done);
+                self.mark = (now, done);
             }
         }
         let left = (self.total - done) as f64 / self.rate.max(1e-9);
         let remaining = Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX);
-        Progress { done, total: self.total, elapsed: self.start.elapsed(), rate: self.rate, remaining }
+        Progress {
+            done,
+            total: self.total,
+            elapsed: now.saturating_duration_since(self.start),
+            rate: self.rate,
+            remaining,
+        }
     }
 }
 
@@ -89,10 +99,17 @@ mod tests {
     #[test]
     fn rate_and_time_left_agree() {
         let mut meter = Meter::new(1000);
-        std::thread::sleep(Duration::from_millis(20));
-        let p = meter.at(250);
-        assert!(p.rate > 0.0 && p.rate < 250.0 / 0.02 + 1.0);
-        assert!((p.remaining.as_secs_f64() * p.rate - 750.0).abs() < 1.0);
+        let start = meter.start;
+        let mut at = |seconds: f64, done| meter.at_time(start + Duration::from_secs_f64(seconds), done);
+        let p = at(0.5, 250);
+        assert!((p.rate - 500.0).abs() < 0.01 && (p.remaining.as_secs_f64() - 1.5).abs() < 0.01, "{p:?}");
+        // The rate is that of the last second or more.
+        let p = at(2.0, 500);
+        assert!((p.rate - 250.0).abs() < 0.01 && (p.remaining.as_secs_f64() - 2.0).abs() < 0.01, "{p:?}");
+        let p = at(2.5, 900);
+        assert!((p.rate - 250.0).abs() < 0.01, "{p:?}");
+        let p = at(4.0, 1000);
+        assert!((p.rate - 250.0).abs() < 0.01 && p.remaining.is_zero() && p.elapsed.as_secs() == 4, "{p:?}");
     }
 
     #[test]

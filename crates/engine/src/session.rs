@@ -1,9 +1,10 @@
 //! A session: one model reading and answering under one method.
 
-use crate::evidence::{Evidence, passages};
+use crate::evidence::{Evidence, Text, passages};
 use crate::progress::{Cancel, Meter, Progress};
 use crate::prompt::Prompt;
-use crate::sampler::{Sampler, Sampling};
+use crate::sampler::{Sampler, Sampling, SamplingError};
+use crate::stops::Stops;
 use reattention::methods::{Catalyst, Method, Step, StepKind};
 use reattention::rope::RopeConfig;
 use reattention::{Context, KvDtype, LayerTrace, MethodError, Origin, SourceMap, TruncateError};
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Why a session could not go on. It stands as it stood before the step that failed, but for
-/// [`SessionError::NotANumber`], after which it is of no further use.
+/// [`SessionError::NotANumber`], after which it takes no step until it is rolled back to before that one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
@@ -34,7 +35,7 @@ pub enum SessionError {
         /// Size of the vocabulary.
         vocab_size: usize,
     },
-    /// The model's output is no number: its weights are damaged, or too large for the arithmetic.
+    /// The model's output is not finite: its weights are damaged, or too large for the arithmetic.
     #[error(
         "the model gives no numbers after token {token}; its weights are damaged or not what the configuration says"
     )]
@@ -60,12 +61,32 @@ pub enum SessionError {
         "method `{0}` distils what it has read as it goes, so there is no deeper cache to make up; read instead"
     )]
     CannotFill(&'static str),
-    /// The method refused.
+    /// Tokens cannot be chosen as asked.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// A stop string that every text holds.
+    #[error("a stop string is empty: it would end every answer at once; leave it out")]
+    EmptyStop,
+    /// Stop strings without the tokenizer that tells what tokens spell.
+    #[error("stop strings need the tokenizer, which was not given; give it, or stop by tokens")]
+    NoTokenizer,
+    /// The method refused, or what it runs on failed ([`MethodError::is_refusal`]).
     #[error(transparent)]
     Method(#[from] MethodError),
     /// The context cannot be rolled back that far.
     #[error(transparent)]
     Truncate(#[from] TruncateError),
+}
+
+impl SessionError {
+    /// Whether what was asked cannot be done, here or anywhere; otherwise something failed on the way, or somebody cancelled.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Method(error) => error.is_refusal(),
+            Self::NotANumber { .. } | Self::Cancelled { .. } => false,
+            _ => true,
+        }
+    }
 }
 
 /// One model reading and answering under one method. Sessions share nothing but the model and the backend.
@@ -76,12 +97,15 @@ pub struct Session {
     scratch: Scratch,
     /// Tokens in the context.
     pub(crate) ids: Vec<u32>,
-    /// Generated tokens that were not fed yet: the last one of an answer.
-    pending: Vec<u32>,
+    /// The last token of an answer, which is fed before whatever follows it.
+    pending: Option<u32>,
+    /// Where each token of `ids` comes from.
     pub(crate) sources: SourceMap,
-    texts: Vec<String>,
-    /// Logits after the last token, `[vocab_size]`; empty before the first.
+    texts: Vec<Text>,
+    /// Logits after the last token of `ids`, `[vocab_size]`; empty where they are not known.
     pub(crate) logits: Vec<f32>,
+    /// The tokens of a step that gave no numbers. While it stands no step is taken.
+    broken: Option<Range<usize>>,
 }
 
 /// What a prefill did.
@@ -164,16 +188,17 @@ impl Session {
             model,
             scratch: Scratch::default(),
             ids: Vec::new(),
-            pending: Vec::new(),
+            pending: None,
             sources: SourceMap::default(),
             texts: Vec::new(),
             logits: Vec::new(),
+            broken: None,
         }
     }
 
     /// Tokens read and generated so far, a generated one not fed yet included.
     pub fn len(&self) -> usize {
-        self.ids.len() + self.pending.len()
+        self.ids.len() + usize::from(self.pending.is_some())
     }
 
     /// Whether nothing was read yet.
@@ -186,7 +211,8 @@ impl Session {
         self.context.method()
     }
 
-    /// Logits after the last token read, `[vocab_size]`; empty before the first.
+    /// Logits after the last token fed, `[vocab_size]`; empty where they are not known: before the first one, after a
+    /// prompt that was not read to its end, and after a roll-back.
     pub fn logits(&self) -> &[f32] {
         &self.logits
     }
@@ -226,6 +252,7 @@ impl Session {
             return Err(SessionError::EmptyPrompt);
         }
         self.check(&prompt.ids)?;
+        self.check_numbers()?;
         // The last token of an answer is fed as every answer token is, before what follows it.
         self.feed_pending()?;
         // Should this prefill end early, there is nothing to continue from.
@@ -233,7 +260,7 @@ impl Session {
         let first_source = self.texts.len() as u32;
         for (name, text) in &prompt.sources {
             self.sources.add_source(name.clone());
-            self.texts.push(text.clone());
+            self.texts.push(Text::new(text.clone()));
         }
         let is_asked = self.context.method().catalyst_source() == Some(Catalyst::Question);
         let question =
@@ -248,14 +275,16 @@ impl Session {
         for (i, step) in steps.iter().enumerate() {
             let tokens = step.tokens.start - base..step.tokens.end - base;
             if cancel.is_cancelled() {
+                // What was announced will not come.
+                self.context.abort();
                 return Err(SessionError::Cancelled { done: tokens.start, total });
             }
             let want = if i + 1 == steps.len() { Logits::Last } else { Logits::None };
-            let logits = self.feed(&prompt.ids[tokens.clone()], step, &want)?;
-            for token in tokens.clone() {
+            let origins = tokens.clone().map(|token| {
                 let origin = prompt.origins.get(token).copied().flatten();
-                self.sources.push(origin.map(|o| Origin { source: o.source + first_source, ..o }));
-            }
+                origin.map(|o| Origin { source: o.source + first_source, ..o })
+            });
+            let logits = self.feed(&prompt.ids[tokens.clone()], origins, step, &want)?;
             if !logits.is_empty() {
                 self.logits = logits;
             }
@@ -268,7 +297,8 @@ impl Session {
     /// tokenizer, as stop strings do.
     ///
     /// # Errors
-    /// When nothing was read yet, or the method refuses.
+    /// When there is nothing to continue from, the options make no sense (nothing is generated then), a step gives no
+    /// numbers, or the method refuses. Tokens generated until then are part of the session.
     pub fn generate(
         &mut self,
         options: &GenerateOptions,
@@ -276,13 +306,20 @@ impl Session {
         cancel: &Cancel,
         mut on_text: impl FnMut(&str),
     ) -> Result<Generation, SessionError> {
+        self.check_numbers()?;
         if self.logits.is_empty() {
             return Err(SessionError::NothingRead);
         }
+        let mut stops = Stops::new(&options.stop_strings).ok_or(SessionError::EmptyStop)?;
+        if tokenizer.is_none() && !options.stop_strings.is_empty() {
+            return Err(SessionError::NoTokenizer);
+        }
         let start = Instant::now();
-        let mut sampler = Sampler::new(options.sampling.clone());
+        let mut sampler = Sampler::new(options.sampling.clone())?;
+        sampler.see(&self.ids);
+        sampler.see(self.pending.as_slice());
         let mut stream = tokenizer.map(Tokenizer::decode_stream);
-        let (mut ids, mut text, mut shown) = (Vec::new(), String::new(), 0);
+        let mut ids = Vec::new();
         let mut finish = Finish::Length;
         let before = self.ids.len();
         while ids.len() < options.max_new_tokens {
@@ -291,34 +328,35 @@ impl Session {
                 break;
             }
             self.feed_pending()?;
-            let token = sampler.sample(&self.logits, &self.ids);
+            let token = sampler.sample(&self.logits);
             if options.stop_tokens.contains(&token) {
                 finish = Finish::StopToken;
                 break;
             }
             ids.push(token);
-            self.pending.push(token);
+            self.pending = Some(token);
+            sampler.see(&[token]);
             if let Some(stream) = &mut stream {
-                text.push_str(&stream.push(token));
-                if let Some(at) = options.stop_strings.iter().filter_map(|s| text.find(s.as_str())).min() {
-                    text.truncate(at);
+                if stops.push(&stream.push(token)) {
                     finish = Finish::StopString;
                     break;
                 }
-                // Text that may turn into a stop string is held back.
-                let safe = text.len() - held_back(&text, &options.stop_strings);
-                if safe > shown {
-                    on_text(&text[shown..safe]);
-                    shown = safe;
+                let ready = stops.ready();
+                if !ready.is_empty() {
+                    on_text(ready);
                 }
             }
         }
-        if let Some(stream) = stream.filter(|_| finish != Finish::StopString) {
-            text.push_str(&stream.finish());
+        if let Some(stream) = stream.filter(|_| finish != Finish::StopString)
+            && stops.push(&stream.finish())
+        {
+            finish = Finish::StopString;
         }
-        if text.len() > shown {
-            on_text(&text[shown..]);
+        let rest = stops.rest();
+        if !rest.is_empty() {
+            on_text(rest);
         }
+        let text = stops.into_text();
         let elapsed = start.elapsed();
         let evidence = if options.evidence > 0 {
             let mass = self.context.record_mass(false);
@@ -340,16 +378,24 @@ impl Session {
         self.context.trace(on)
     }
 
-    /// Rolls back to the first `n` tokens, so that another question can be asked of the same context.
+    /// Rolls back to the first `n` tokens, so that another question can be asked of the same context. Where there are no
+    /// more, nothing happens.
     ///
     /// # Errors
-    /// When the method has released tokens it would need; [`Session::pin`] prevents that.
+    /// When the method has released tokens it would need; [`Session::pin`] prevents that. The session then stands as it
+    /// stood.
     pub fn truncate(&mut self, n: usize) -> Result<(), SessionError> {
-        self.context.truncate(n.min(self.ids.len()))?;
-        self.ids.truncate(n);
-        self.pending.clear();
-        self.sources.truncate(n);
-        self.logits.clear();
+        if n >= self.len() {
+            return Ok(());
+        }
+        if n < self.ids.len() {
+            self.context.truncate(n)?;
+            self.ids.truncate(n);
+            self.sources.truncate(n);
+            self.logits.clear();
+        }
+        self.pending = None;
+        self.broken = self.broken.take().filter(|step| step.start < n);
         Ok(())
     }
 
@@ -362,9 +408,15 @@ impl Session {
         Ok(device.map_or(Ok(()), |device| device.wait()).map_err(MethodError::from)?)
     }
 
-    /// Keeps whatever a roll-back to the current length needs.
-    pub fn pin(&mut self) {
+    /// Keeps whatever a roll-back to the current length ([`Session::len`]) needs. The last token of an answer is fed for it.
+    ///
+    /// # Errors
+    /// When that token cannot be fed.
+    pub fn pin(&mut self) -> Result<(), SessionError> {
+        self.check_numbers()?;
+        self.feed_pending()?;
         self.context.pin();
+        Ok(())
     }
 
     /// Ends [`Session::pin`].
@@ -407,30 +459,50 @@ impl Session {
         want: &Logits,
     ) -> Result<Vec<f32>, SessionError> {
         let start = self.ids.len();
-        let logits = self.feed(tokens, &Step { tokens: start..start + tokens.len(), kind }, want)?;
-        tokens.iter().for_each(|_| self.sources.push(None));
-        Ok(logits)
+        let step = Step { tokens: start..start + tokens.len(), kind };
+        self.feed(tokens, std::iter::repeat_n(None, tokens.len()), &step, want)
     }
 
-    fn feed(&mut self, tokens: &[u32], step: &Step, want: &Logits) -> Result<Vec<f32>, SessionError> {
+    /// Feeds a step of tokens, one of `origins` for each. Either all of them are part of the session afterwards or none.
+    fn feed(
+        &mut self,
+        tokens: &[u32],
+        origins: impl Iterator<Item = Option<Origin>>,
+        step: &Step,
+        want: &Logits,
+    ) -> Result<Vec<f32>, SessionError> {
+        self.check_numbers()?;
         let logits = self.model.forward(tokens, step, &mut self.context, &mut self.scratch, want, None)?;
-        self.ids.extend_from_slice(tokens);
-        if logits.iter().any(|l| l.is_nan()) {
-            return Err(SessionError::NotANumber { token: step.tokens.end });
+        self.note(tokens, origins);
+        if logits.iter().all(|l| l.is_finite()) {
+            return Ok(logits);
         }
-        Ok(logits)
+        // The context may be unable to go back, so the step stays, and nothing is built on it.
+        self.logits.clear();
+        self.broken = Some(step.tokens.clone());
+        Err(SessionError::NotANumber { token: step.tokens.end })
     }
 
+    /// Takes note of tokens that the context holds from now on.
+    pub(crate) fn note(&mut self, tokens: &[u32], origins: impl Iterator<Item = Option<Origin>>) {
+        self.ids.extend_from_slice(tokens);
+        origins.for_each(|origin| self.sources.push(origin));
+    }
+
+    /// Refuses to go on from a step that gave no numbers.
+    pub(crate) fn check_numbers(&self) -> Result<(), SessionError> {
+        self.broken.as_ref().map_or(Ok(()), |step| Err(SessionError::NotANumber { token: step.end }))
+    }
+
+    /// Feeds the last token of an answer, if it is not fed yet; it still waits if that fails.
     pub(crate) fn feed_pending(&mut self) -> Result<(), SessionError> {
-        if let Some(token) = self.pending.pop() {
-            match self.feed_unsourced(&[token], StepKind::Decode, &Logits::Last) {
-                Ok(logits) => self.logits = logits,
-                Err(error) => {
-                    self.pending.push(token);
-                    return Err(error);
-                }
-            }
+        let Some(token) = self.pending else { return Ok(()) };
+        let before = self.ids.len();
+        let fed = self.feed_unsourced(&[token], StepKind::Decode, &Logits::Last);
+        if self.ids.len() > before {
+            self.pending = None;
         }
+        self.logits = fed?;
         Ok(())
     }
 
@@ -440,26 +512,5 @@ impl Session {
             Some(&token) => Err(SessionError::UnknownToken { token, vocab_size }),
             None => Ok(()),
         }
-    }
-}
-
-/// Bytes at the end of `text` that could be the beginning of a stop string.
-fn held_back(text: &str, stops: &[String]) -> usize {
-    let longest = |stop: &String| {
-        (1..stop.len()).rev().find(|&n| stop.is_char_boundary(n) && text.ends_with(&stop[..n])).unwrap_or(0)
-    };
-    stops.iter().map(longest).max().unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_beginning_of_a_stop_string_is_held_back() {
-        let stops = vec!["\nUser:".to_string(), "END".to_string()];
-        assert_eq!(held_back("hello", &stops), 0);
-        assert_eq!(held_back("hello\nUs", &stops), 3);
-        assert_eq!(held_back("the EN", &stops), 2);
     }
 }

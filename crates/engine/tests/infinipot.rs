@@ -65,7 +65,7 @@ fn a_roll_back_below_the_pin_moves_it() {
     let ids = engine.ask(&[haystack(900)], QUESTION).unwrap().ids;
     let mut session = session(&engine, "infinipot", &["alpha=0"]);
     read(&mut session, &Prompt::from_ids(ids[..300].to_vec()));
-    session.pin();
+    session.pin().unwrap();
     session.truncate(200).unwrap();
     for _ in 0..2 {
         // More than the pot holds, so that what was pinned is distilled away and has to come back.
@@ -155,7 +155,7 @@ fn memory_is_flat_and_within_the_plan() {
     let bytes = |tokens: usize| {
         let mut session = session(&engine, "infinipot", &[]);
         read(&mut session, &engine.context(&[haystack(tokens)]).unwrap());
-        session.pin();
+        session.pin().unwrap();
         read(&mut session, &Prompt::from_ids(vec![11; 600]));
         let plan = MemoryPlan::new(package.config(), session.method(), KvDtype::Bf16, 0, session.len(), 0);
         assert!(session.kv_bytes() <= plan.kv, "{} held, {} planned", session.kv_bytes(), plan.kv);
@@ -199,7 +199,7 @@ fn several_questions_share_one_context_and_decoding_distils_too() {
 
     let mut session = session(&engine, "infinipot", &[]);
     read(&mut session, &context);
-    session.pin();
+    session.pin().unwrap();
     for round in 0..3 {
         let longest = [700, 20, 700][round];
         read(&mut session, &question);

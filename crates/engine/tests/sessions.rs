@@ -160,7 +160,7 @@ fn several_questions_share_one_reading() {
             (engine.context(&[haystack()]).unwrap(), engine.question(QUESTION).unwrap());
         let mut session = session(&engine, method, &[]);
         session.prefill(&context, &Cancel::default(), |_| {}).unwrap();
-        session.pin();
+        session.pin().unwrap();
         let read = session.len();
         let first = ask(&engine, &mut session, &question, &options(&engine));
         for _ in 0..2 {
@@ -178,7 +178,7 @@ fn blocks_on_disk_give_what_blocks_in_memory_give() {
     let read = |settings: &[&str]| {
         let mut session = session(&engine, "infllm", settings);
         session.prefill(&context, &Cancel::default(), |_| {}).unwrap();
-        session.pin();
+        session.pin().unwrap();
         let bytes = (session.kv_bytes(), session.disk_bytes());
         let mut answers = Vec::new();
         for _ in 0..2 {
@@ -303,7 +303,7 @@ fn a_filled_session_goes_on_and_forgets_the_fill_when_rolled_back() {
         assert!(matches!(session.fill(&[1], 1), Err(SessionError::NothingToImitate)), "{method}");
         let read = Prompt::from_ids(prompt.ids[..300].to_vec());
         session.prefill(&read, &Cancel::default(), |_| {}).unwrap();
-        session.pin();
+        session.pin().unwrap();
         let logits =
             |session: &mut Session| session.feed_step(&[5], StepKind::Decode, &Logits::Last).unwrap();
         let before = logits(&mut session);

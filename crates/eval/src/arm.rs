@@ -83,6 +83,16 @@ pub enum EvalError {
     /// A benchmark's files cannot be used.
     #[error(transparent)]
     Data(#[from] crate::suites::data::DataError),
+    /// Two rows that a journal cannot tell apart.
+    #[error("{suite}: two rows of {task} have the id `{id}`; give each an id of its own")]
+    Twins {
+        /// The suite.
+        suite: String,
+        /// The task.
+        task: String,
+        /// What both are called.
+        id: String,
+    },
     /// A rule for too long prompts met a text with several questions.
     #[error("a text with several questions cannot be cut in the middle")]
     CutsOneQuestion,
@@ -94,4 +104,17 @@ pub enum EvalError {
         /// Tokens needed.
         needed: usize,
     },
+}
+
+impl EvalError {
+    /// Whether the evaluation was asked for something that cannot be done, by anyone and at any time; otherwise something
+    /// failed on the way, and the same may succeed when the run is resumed.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Method(error) => error.is_refusal(),
+            Self::Session(error) => error.is_refusal(),
+            Self::Journal(error) => !matches!(error, crate::run::JournalError::File { .. }),
+            _ => true,
+        }
+    }
 }

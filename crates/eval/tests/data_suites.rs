@@ -32,6 +32,11 @@ fn write(dir: &Path, name: &str, rows: &[Value]) {
 
 /// The suites of a folder with a few rows in the form of each benchmark.
 fn suites(dir: &Path, tools: &Tools<'_>) -> Result<Vec<Box<dyn Suite>>, EvalError> {
+    write_all(dir);
+    read_all(dir, tools)
+}
+
+fn write_all(dir: &Path) {
     let text = "Ann keeps the red box in the cellar. Tom has gone to the harbour with nine nets. ".repeat(12);
     let bench = |id: &str, answers: &[&str], more: Value| {
         let mut row = json!({
@@ -99,6 +104,9 @@ fn suites(dir: &Path, tools: &Tools<'_>) -> Result<Vec<Box<dyn Suite>>, EvalErro
         "babilong/qa1/1k.json",
         &[json!({ "input": text, "question": "Where is Tom?", "target": "garden" })],
     );
+}
+
+fn read_all(dir: &Path, tools: &Tools<'_>) -> Result<Vec<Box<dyn Suite>>, EvalError> {
     let limit = Some(4000);
     let data = |name: &str| dir.join(name);
     Ok(vec![
@@ -231,4 +239,45 @@ fn a_run_that_goes_on_asks_nothing_twice() {
     let mut other = same.clone();
     other.insert("babilong".into(), changed.options());
     assert!(Journal::open(out.path(), &other, &serde_json::Map::new()).is_err());
+}
+
+/// Every file below `dir`.
+fn files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// Rows without an id of their own are told apart by their number, whether each stands on a line of its own or not.
+#[test]
+fn a_list_on_one_line_gives_all_its_rows() {
+    let (engine, dir) = (engine(), tempfile::tempdir().unwrap());
+    write_all(dir.path());
+    let mut copies = std::collections::BTreeMap::new();
+    for file in files(dir.path()) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut row: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        for id in ["_id", "id"] {
+            row.as_object_mut().unwrap().remove(id);
+        }
+        std::fs::write(&file, json!([row, row, row]).to_string()).unwrap();
+        let suite = file.strip_prefix(dir.path()).unwrap().iter().next().unwrap().to_owned();
+        *copies.entry(suite).or_insert(0) += 3;
+    }
+    let suites = read_all(dir.path(), &Tools::of(&engine)).unwrap();
+    let folders = ["longbench", "v2", "leval", "infinite", "ruler", "babilong"];
+    for (suite, folder) in suites.iter().zip(folders) {
+        assert_eq!(suite.problems(), [], "{}", suite.name());
+        let readings = suite.readings();
+        assert_eq!(readings.len(), copies[std::ffi::OsStr::new(folder)], "{}", suite.name());
+        let ids: std::collections::HashSet<_> =
+            readings.iter().flat_map(|r| r.rows.iter().map(|key| (&r.task, r.length, &key.id))).collect();
+        let rows: usize = readings.iter().map(|r| r.rows.len()).sum();
+        assert_eq!(ids.len(), rows, "{}: rows share an id", suite.name());
+    }
+    let mut journal = Journal::in_memory();
+    let arms = [arm("full", &[])];
+    let options = RunOptions::default();
+    run(&[engine], &arms, &suites, &options, &mut journal, &Cancel::default(), &mut |_| {}).unwrap();
+    let rows: usize = suites.iter().flat_map(|s| s.readings()).map(|r| r.rows.len()).sum();
+    assert_eq!(journal.rows().len(), rows, "a row was asked and lost");
 }

@@ -81,17 +81,22 @@ impl ColdFile {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let reused = free.iter().position(|e| e.1 == len).map(|i| free.swap_remove(i).0);
         drop(free);
-        let start = reused.unwrap_or(self.len);
-        // Made first: should writing fail, the place is free again.
+        let start = match reused {
+            Some(start) => start,
+            None => {
+                let (start, end) = (self.len, self.len + len as u64);
+                file.set_len(end)?;
+                self.len = end;
+                start
+            }
+        };
+        // Only of what the file has; should writing fail, the place is free again.
         let place = Place { start, len, free: Arc::clone(&self.free) };
-        if reused.is_none() {
-            file.set_len(start + len as u64)?;
-            self.len += len as u64;
-        }
         file.seek(SeekFrom::Start(start))?;
         parts.iter().try_for_each(|part| file.write_all(part))?;
-        // SAFETY: nobody else can open the file, which has no name; it never shrinks, and an extent that is mapped is not
-        // written again, since its place is only free once the map is gone.
+        // SAFETY: nobody else can open the file, which has no name; it never shrinks, no two places overlap (a new one begins
+        // where the file ended), and an extent that is mapped is not written again, since its place is only free once the map
+        // is gone.
         let map = unsafe { MmapOptions::new().offset(start).len(bytes).map(&*file)? };
         Ok(Arc::new(Extent { map, _place: place }))
     }
@@ -176,6 +181,26 @@ mod tests {
         let third = file.write(&[&vec![9u8; 100_000]]).unwrap();
         assert_eq!(file.bytes(), bytes);
         assert!(second.bytes().iter().all(|b| *b == 7) && third.bytes().iter().all(|b| *b == 9));
+    }
+
+    /// A file that cannot be made longer, as under a quota, leaves nothing behind that a later extent could lie in.
+    #[test]
+    fn an_extent_that_could_not_be_made_is_no_place_for_another() {
+        let full = |byte: u8, n: usize| vec![byte; n];
+        let mut file = ColdFile::default();
+        let first = file.write(&[&full(1, 70_000)]).unwrap();
+        let held = file.bytes();
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let good = file.file.replace(File::open(named.path()).unwrap());
+        let error = file.write(&[&full(2, 70_000)]).unwrap_err();
+        assert_eq!((error.bytes, error.held, file.bytes()), (70_000, held, held));
+        file.file = good;
+        let more: Vec<_> = (3..8).map(|byte| file.write(&[&full(byte, 70_000)]).unwrap()).collect();
+        assert!(first.bytes() == full(1, 70_000));
+        for (extent, byte) in more.iter().zip(3..) {
+            assert!(extent.bytes() == full(byte, 70_000), "extent {byte} was written over");
+        }
+        assert_eq!(file.bytes(), 6 * ColdFile::extent_bytes(70_000) as u64);
     }
 
     #[test]

@@ -332,8 +332,9 @@ mod tests {
 
     #[test]
     fn every_moment_is_charged_once_and_to_the_part_that_ran() {
-        let start = Instant::now();
+        let before = Instant::now();
         let profiler = Profiler::new(Arc::new(Reference), None);
+        let begun = Instant::now();
         let busy = |ms| {
             let until = Instant::now() + Duration::from_millis(ms);
             while Instant::now() < until {}
@@ -346,13 +347,15 @@ mod tests {
         busy(4);
         profiler.mark(Part::Selection);
         busy(6);
+        let ending = Instant::now();
         let profile = profiler.take();
-        let wall = start.elapsed();
+        let ended = Instant::now();
         let of = |part: Part| profile.parts().find(|(p, _)| *p == part).unwrap().1.time.as_secs_f64();
-        assert!(profile.total() <= wall && (wall - profile.total()).as_secs_f64() < 1e-3, "{profile:?}");
+        // However long a busy machine keeps it waiting between any two of these lines.
+        assert!((ending - begun..=ended - before).contains(&profile.total()), "{profile:?}");
         // Norms are charged to themselves, and the part marked before goes on after them.
         assert!(of(Part::Mlp) >= 0.008 && of(Part::Selection) >= 0.006 && of(Part::Elementwise) > 0.0);
         assert!(of(Part::Other) >= 0.002 && of(Part::Scoring) == 0.0);
-        assert!(profiler.take().total().as_secs_f64() < 1e-3);
+        assert!(profiler.take().total() <= ending.elapsed(), "what was taken is not counted again");
     }
 }

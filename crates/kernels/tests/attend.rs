@@ -337,3 +337,96 @@ fn bands_and_positions_give_the_published_distances() {
         [8, 8, 7, 7, 7, 6, 6, 6, 5, 5, 5, 4, 4, 4, 3, 3, 3, 2, 1, 0]
     );
 }
+
+/// The rows of `out: [rows, dim]` that are no numbers.
+fn not_numbers(out: &[f32], dim: usize) -> Vec<bool> {
+    out.chunks_exact(dim).map(|row| row.iter().any(|x| x.is_nan())).collect()
+}
+
+/// Damage must not look like an answer: where the plain backend gives no number, every path gives none.
+#[test]
+fn what_is_no_number_stays_none_on_every_path() {
+    let mut rng = Rng(77);
+    for round in 0..60 {
+        let len = rng.pick(&[1, 40, 129, 700, 2100]);
+        let (half, dim, n_kv_heads, group) =
+            (round % 2 == 0, rng.pick(&[16, 34, 64]), rng.int(1, 2), rng.pick(&[1, 3]));
+        let (q_len, n_heads) = (rng.pick(&[1, 2, 33]).min(len), n_kv_heads * group);
+        let mut store = AnyStore::new(half, len, n_kv_heads, dim, || rng.normal());
+        let mut data: Vec<f32> = (0..q_len * n_heads * dim).map(|_| rng.normal()).collect();
+        let (is_key, token) = (rng.int(0, 2), rng.int(0, len - 1));
+        let bad = rng.pick(&[f32::NAN, -f32::NAN]);
+        // All keys, or one element of one.
+        let all = rng.int(0, 3) == 0;
+        match is_key {
+            0 => data[0] = f32::NAN,
+            side => store.damage(side == 1, if all { 0..len } else { token..token + 1 }, bad),
+        }
+        let q = Queries { data: &data, n_heads, q_len, head_dim: dim, first: len - q_len };
+        let table = rope(dim, 10_000.0, 1.0);
+        let own = Position::Index { offset: 0 };
+        let part = |keys| Segment {
+            keys: KeySet::Range(keys),
+            band: Band::CAUSAL,
+            key_position: own,
+            query_position: own,
+            key_rope: Arc::clone(&table),
+            query_rope: Arc::clone(&table),
+        };
+        let views = [vec![part(0..len / 2), part(len / 2..len)]];
+        let scale = 1.0 / (dim as f32).sqrt();
+        let run = |backend: &dyn Backend| {
+            let (mut out, mut lse) = (vec![0.0; data.len()], vec![0.0; q_len * n_heads]);
+            backend.attend(&q, &store.view(), &views, scale, &mut out, Some(&mut lse));
+            let mass = backend.key_mass(&q, &store.view(), &views, scale, &lse);
+            (not_numbers(&out, dim), not_numbers(&lse, 1), not_numbers(&mass.concat(), 1))
+        };
+        let want = run(&Reference);
+        assert!(want.0.contains(&true), "round {round}: nothing sees the damage");
+        for backend in backends().iter().flatten() {
+            let got = run(backend);
+            for (what, got, want) in
+                [("output", got.0, &want.0), ("lse", got.1, &want.1), ("mass", got.2, &want.2)]
+            {
+                let lost = want.iter().zip(&got).position(|(want, got)| *want && !got);
+                assert_eq!(lost, None, "{}: {what} of round {round} hides {bad}, len {len}", backend.name());
+            }
+        }
+    }
+}
+
+/// What is left of tokens that were rolled back, were it no numbers, is not looked at.
+#[test]
+fn what_lies_behind_the_last_key_changes_nothing() {
+    let mut rng = Rng(78);
+    for round in 0..40 {
+        let len = rng.pick(&[1, 7, 40, 129, 1030]);
+        let (half, dim, group) = (round % 2 == 0, rng.pick(&[16, 34, 64]), rng.pick(&[1, 3]));
+        let q_len = rng.pick(&[1, 2, 33]).min(len);
+        let mut store = AnyStore::new(half, len, 2, dim, || rng.normal());
+        let data: Vec<f32> = (0..q_len * 2 * group * dim).map(|_| rng.normal()).collect();
+        let q = Queries { data: &data, n_heads: 2 * group, q_len, head_dim: dim, first: len - q_len };
+        let table = rope(dim, 10_000.0, 1.0);
+        let own = Position::Index { offset: 0 };
+        let views = [vec![Segment {
+            keys: KeySet::Range(0..len),
+            band: Band::CAUSAL,
+            key_position: own,
+            query_position: own,
+            key_rope: Arc::clone(&table),
+            query_rope: table,
+        }]];
+        let run = |backend: &Cpu, store: &AnyStore| {
+            let mut out = vec![0.0; data.len()];
+            backend.attend(&q, &store.view(), &views, 0.2, &mut out, None);
+            out
+        };
+        let want: Vec<_> = backends().iter().flatten().map(|backend| run(backend, &store)).collect();
+        for side in [true, false] {
+            store.damage(side, len..len.next_multiple_of(reattention_kernels::PAGE), f32::NAN);
+        }
+        for (backend, want) in backends().iter().flatten().zip(want) {
+            assert!(run(backend, &store) == want, "{}: round {round}, len {len}", backend.name());
+        }
+    }
+}

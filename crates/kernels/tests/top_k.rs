@@ -130,7 +130,9 @@ fn scores_that_are_no_numbers_come_last() {
         });
         let data = vec![1.0; head_dim];
         let q = Queries { data: &data, n_heads: 1, q_len: 1, head_dim, first: len };
-        for backend in backends().iter().flatten() {
+        let paths = backends();
+        let paths = paths.iter().flatten().map(|path| path as &dyn Backend);
+        for backend in paths.chain([&Reference as &dyn Backend]) {
             let ask = |keys: Range<usize>, k| {
                 let request = TopKRequest { keys, k, pairing: HeadPairing::Grouped, rule: TopKRule::Exact };
                 backend.top_k(&q, &store.view(), &request).indices

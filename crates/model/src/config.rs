@@ -193,7 +193,7 @@ impl Config {
         if !self.head_dim.is_multiple_of(2) {
             return error("head_dim", format!("is {}; rotary embedding needs an even length", self.head_dim));
         }
-        if self.n_heads * self.head_dim > 1 << 20 {
+        if self.n_heads as u64 * self.head_dim as u64 > 1 << 20 {
             return error(
                 "head_dim",
                 format!("{} times {} heads is absurdly large", self.head_dim, self.n_heads),

@@ -163,12 +163,12 @@ impl Model {
         }
         let logits = self.logits_on_device(device, &weights, s, n, want)?;
         let wants_losses = context.wants_losses() && step.kind != StepKind::Ephemeral;
-        let before = if wants_losses { context.last_state().to_vec() } else { Vec::new() };
-        context.finish();
+        let mut noted = None;
         if wants_losses {
+            let before = context.last_state();
             let states = device.read(&s.hidden, 0..n * hidden)?;
             // The first token was predicted from the state before it, if there is one.
-            let from = [&before[..], &states[..(n - 1) * hidden]].concat();
+            let from = [before, &states[..(n - 1) * hidden]].concat();
             let targets = &tokens[n - from.len() / hidden..];
             let mut losses = Vec::with_capacity(targets.len());
             for (states, targets) in from.chunks(HEAD_ROWS * hidden).zip(targets.chunks(HEAD_ROWS)) {
@@ -176,6 +176,11 @@ impl Model {
                 self.head(device, &weights, s, targets.len())?;
                 losses.extend(device.losses(&s.logits, self.weights().lm_head.rows(), targets)?);
             }
+            noted = Some((losses, states));
+        }
+        // From here on nothing can fail: the step is part of the context, or, with any error above, no part of it.
+        context.finish();
+        if let Some((losses, states)) = noted {
             context.note_losses(&losses, &states[(n - 1) * hidden..]);
         }
         Ok(logits)

@@ -4,11 +4,11 @@ mod pieces;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 pub use stream::DecodeStream;
 
 use crate::ModelError;
-use rayon::prelude::*;
 use serde_json::Value;
 use std::ops::Range;
 use std::path::Path;
@@ -26,6 +26,7 @@ pub struct Tokenizer {
     bos: Option<String>,
     eos: Option<String>,
     vocab_size: usize,
+    threads: usize,
 }
 
 /// A tokenised text.
@@ -100,11 +101,18 @@ impl Tokenizer {
             bos,
             eos,
             vocab_size: 0,
+            threads: 1,
         };
         let largest = tokenizer.inner.get_vocab(true).into_values().max();
         tokenizer.vocab_size = largest.map_or(0, |id| id as usize + 1);
         (tokenizer.prefix, tokenizer.suffix) = tokenizer.find_affixes()?;
         Ok(tokenizer)
+    }
+
+    /// The same, on as many threads at most where a text is long; a new tokenizer keeps to the caller's. Results do not depend
+    /// on it.
+    pub fn with_threads(self, threads: usize) -> Self {
+        Self { threads: threads.max(1), ..self }
     }
 
     /// Tokenises `text`, in which special tokens may be spelled out, as chat templates do. With `add_special`, the
@@ -186,7 +194,9 @@ impl Tokenizer {
     ) -> Result<Encoded, ModelError> {
         let parts = pieces::cut(text, |s| bare(inner, s));
         let parts: Result<Vec<Encoded>, tokenizers::Error> =
-            parts.into_par_iter().map(|piece| encode_piece(inner, text, piece)).collect();
+            threads::in_order(parts, self.threads, |piece| encode_piece(inner, text, piece))
+                .into_iter()
+                .collect();
         let parts = parts.map_err(|e| self.error(e))?;
         let len = prefix.len() + suffix.len() + parts.iter().map(|p| p.ids.len()).sum::<usize>();
         let mut all = Encoded { ids: Vec::with_capacity(len), offsets: Vec::with_capacity(len) };

@@ -13,7 +13,6 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// Answer a question about files.
 #[derive(clap::Args)]
@@ -92,7 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let package = args.model.open()?;
     let (shape, rope) = args.method.shape(&package)?;
     let method = args.method.single(&shape)?;
-    let tokenizer = Arc::new(package.tokenizer().input()?);
+    let tokenizer = args.model.tokenizer(&package)?;
     let template = package.template().input()?.filter(|_| !args.no_template);
     let prompt =
         reattention_engine::Prompt::ask(&sources, &question, &tokenizer, template.as_ref()).input()?;

@@ -8,7 +8,6 @@ use reattention_engine::{Cancel, GenerateOptions, Source, human, peak_rss};
 use reattention_eval::text::DocumentPlan;
 use serde_json::json;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// Hide facts in a long text and find them again.
 #[derive(clap::Args)]
@@ -38,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let package = args.model.open()?;
     let (shape, rope) = args.method.shape(&package)?;
     let method = args.method.single(&shape)?;
-    let tokenizer = Arc::new(package.tokenizer().input()?);
+    let tokenizer = args.model.tokenizer(&package)?;
 
     if args.facts == 0 {
         return Err(Failure::Input(anyhow!("--facts must be at least 1")));
@@ -96,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             let context = engine.context(&source).input()?;
             reading = Some(session.prefill(&context, &cancel, |p| bar.show("reading", p)).running()?);
             bar.clear();
-            session.pin();
+            session.pin().running()?;
         }
         let read = session.len();
         session.gather_evidence();

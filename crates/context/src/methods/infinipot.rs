@@ -306,6 +306,10 @@ impl Method for InfiniPot {
         Some(entries.mass.chunks(group).enumerate().map(of_head).collect())
     }
 
+    fn distils(&self) -> bool {
+        true
+    }
+
     fn wants_losses(&self) -> bool {
         self.alpha > 0.0
     }

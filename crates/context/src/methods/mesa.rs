@@ -89,6 +89,9 @@ pub struct Mesa {
     chunk: usize,
     reference: bool,
     shape: ModelShape,
+    /// The prompts announced so far: their tokens, and the one where the question begins.
+    prompts: Vec<(Range<usize>, Option<usize>)>,
+    /// What follows from them.
     plan: Plan,
 }
 
@@ -101,6 +104,13 @@ struct Plan {
     width: usize,
     /// The first token that stands at its own position once there are stairs, while less than a width behind the end.
     border: usize,
+}
+
+impl Plan {
+    /// Before the first prompt, with middle chunks of `width` tokens.
+    fn none(width: usize) -> Self {
+        Self { parts: Vec::new(), width, border: 0 }
+    }
 }
 
 /// Tokens that the published code feeds at once.
@@ -137,7 +147,8 @@ impl Mesa {
             chunk: chunk(&read, shape)?,
             reference: read.value("reference", false)?,
             shape: shape.clone(),
-            plan: Plan { parts: Vec::new(), width, border: 0 },
+            prompts: Vec::new(),
+            plan: Plan::none(width),
         };
         method.check(&read)?;
         Ok(method)
@@ -270,7 +281,9 @@ impl Method for Mesa {
     }
 
     fn expect(&mut self, tokens: Range<usize>, question: Option<usize>) {
-        self.plan = self.plan(tokens, question);
+        self.truncate(tokens.start);
+        self.plan = self.plan(tokens.clone(), question);
+        self.prompts.push((tokens, question));
     }
 
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {
@@ -302,12 +315,18 @@ impl Method for Mesa {
     }
 
     fn truncate(&mut self, n: usize) {
-        self.plan.parts.retain_mut(|part| {
-            part.tokens.end = part.tokens.end.min(n);
-            !part.tokens.is_empty()
-        });
-        if self.plan.border > n {
-            self.plan.border = 0;
+        if self.prompts.last().is_none_or(|(tokens, _)| tokens.end <= n) {
+            return;
+        }
+        // Width and border are those of the prompts as far as they are still there.
+        self.prompts.retain(|(tokens, _)| tokens.start < n);
+        if let Some((tokens, question)) = self.prompts.last_mut() {
+            tokens.end = tokens.end.min(n);
+            *question = question.map(|at| at.min(n));
+        }
+        self.plan = Plan::none(self.width);
+        for (tokens, question) in &self.prompts {
+            self.plan = self.plan(tokens.clone(), *question);
         }
     }
 
@@ -465,7 +484,35 @@ mod tests {
         m.truncate(700);
         assert!(m.plan.parts.iter().all(|p| p.tokens.end <= 700));
         let row = distances(701, &segments_of(&mut m, 700..701, StepKind::Decode).unwrap());
-        assert!(row.iter().rev().take(200).enumerate().all(|(near, d)| *d == near as i64));
+        // The stairs stand where a prompt of 700 tokens has put them.
+        let near = 701 - m.plan.border;
+        assert!(near > 0 && row.iter().rev().take(near).enumerate().all(|(near, d)| *d == near as i64));
+    }
+
+    /// What was read and forgotten leaves no trace: neither in the width of chunks nor in the border of the stairs.
+    #[test]
+    fn a_rolled_back_context_stands_as_one_that_was_never_read_further() {
+        let (first, second) = (0..900, 900..2600);
+        for to in [900, 1, 500, 899] {
+            let mut back = method(&[]).unwrap();
+            back.expect(first.clone(), None);
+            back.expect(second.clone(), Some(2500));
+            back.expect(2700..6000, None);
+            back.truncate(to);
+            let mut fresh = method(&[]).unwrap();
+            fresh.expect(0..to, None);
+            assert_eq!((&back.plan, &back.prompts), (&fresh.plan, &fresh.prompts), "at {to}");
+            let next = to..to + 3000;
+            for m in [&mut back, &mut fresh] {
+                m.expect(next.clone(), Some(next.end - 40));
+            }
+            assert_eq!(back.schedule(next.clone(), None), fresh.schedule(next.clone(), None));
+            for tokens in [to..to + 5, to + 1500..to + 1510, next.end - 1..next.end, next.end..next.end + 1] {
+                let [a, b] = [&mut back, &mut fresh]
+                    .map(|m| segments_of(m, tokens.clone(), StepKind::Decode).unwrap());
+                assert_eq!(format!("{a:?}"), format!("{b:?}"), "{tokens:?} after a return to {to}");
+            }
+        }
     }
 
     #[test]

@@ -15,6 +15,8 @@ mod reattention;
 mod self_extend;
 mod streaming_llm;
 mod string;
+#[cfg(test)]
+mod tests;
 mod vote;
 
 pub use dca::Dca;
@@ -261,6 +263,12 @@ pub trait Method: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Whether [`Method::distil`] may keep a part. Such a method has all its slots at hand: it neither releases tokens nor
+    /// lets any go to disk, and [`build`] refuses one that would.
+    fn distils(&self) -> bool {
+        false
+    }
+
     /// Whether [`Method::distil`] wants to know how well tokens were predicted. Costs the logits of every token read.
     fn wants_losses(&self) -> bool {
         false
@@ -363,13 +371,25 @@ pub fn build(name: &str, settings: &Settings, shape: &ModelShape) -> Result<Box<
     match REGISTRY.iter().find(|(spec, _)| spec.name == name) {
         Some((spec, build)) => {
             settings.reader(spec).check_names()?;
-            build(settings, shape)
+            consistent(build(settings, shape)?)
         }
         None => Err(MethodError::UnknownMethod {
             name: name.to_string(),
             known: specs().map(|s| s.name).collect::<Vec<_>>().join(", "),
         }),
     }
+}
+
+/// The method, unless it would distil what it has given away.
+fn consistent(method: Box<dyn Method>) -> Result<Box<dyn Method>, MethodError> {
+    const MANY: usize = 1 << 24;
+    if method.distils() && (method.release(MANY).is_some() || method.on_disk(MANY) > 0) {
+        return Err(MethodError::Contradiction {
+            method: method.spec().name,
+            reason: "what is distilled must be at hand: keep all slots in memory, or distil nothing".into(),
+        });
+    }
+    Ok(method)
 }
 
 /// The method as it works on `backend`: settled on its device, if that is one that suits it.

@@ -285,8 +285,8 @@ impl Method for MsPoe {
 
     fn extra_bytes(&self, n: usize) -> usize {
         // A table of turns for each ratio: 256 fine and n / 256 coarse rows, the latter doubled as they grow.
-        let rows = 256 + (2 * n).max(4096) / 256;
-        self.heads() * rows * self.shape.head_dim * size_of::<f32>()
+        let rows = 256 + n.saturating_mul(2).max(4096) / 256;
+        (self.heads() * self.shape.head_dim * size_of::<f32>()).saturating_mul(rows)
     }
 
     fn step_bytes(&self, q_len: usize) -> usize {

@@ -98,7 +98,10 @@ pub(super) fn select(
 /// The union of the spans around ascending `centres`, ascending.
 fn expand(centres: &[u32], span: SpanRule, middle: Range<usize>) -> Arc<[u32]> {
     let offsets = span.offsets();
-    let mut tokens: Vec<u32> = Vec::with_capacity(centres.len() * (offsets.end - offsets.start) as usize);
+    let span = (offsets.end - offsets.start) as usize;
+    // Spans may be far longer than what there is to cover.
+    let most = centres.len().saturating_mul(span).min(middle.len());
+    let mut tokens: Vec<u32> = Vec::with_capacity(most);
     let mut next = middle.start as i64;
     for &centre in centres {
         let from = (i64::from(centre) + offsets.start).max(next);
@@ -134,6 +137,16 @@ mod tests {
         assert_eq!(spans(&[15], SpanRule::Published(5)), [12, 13, 14, 15, 16, 17]);
         assert_eq!(spans(&[15], SpanRule::Published(1)), [14, 15]);
         assert_eq!(spans(&[15], SpanRule::Centred(1)), [15]);
+    }
+
+    #[test]
+    fn spans_beyond_any_context_take_no_more_than_the_middle() {
+        let centres: Vec<u32> = (0..4096).collect();
+        for span in [1 << 20, 1 << 30] {
+            let s = select(counted(&centres), None, SpanRule::Centred(span), 10..5000);
+            assert_eq!(s.tokens[..], (10..5000).collect::<Vec<u32>>());
+            assert!(select(counted(&[]), None, SpanRule::Published(span), 0..0).tokens.is_empty());
+        }
     }
 
     #[test]

@@ -61,12 +61,13 @@ impl Selector for Clusters {
         let is_long = keys.len() > self.settings.reach.exact_below;
         let forest = self.layers.due(new.layer, is_long, || Forest::new(&new.kv, keys.clone(), &self.arena));
         let Some(forest) = forest else { return };
+        forest.grow_back(&new.kv, new.backend);
         // Questions and answers are often rolled back: their keys wait, as long as they are few.
         let least = if new.step.kind == StepKind::Prefill { BATCH } else { LARGEST_BATCH / 4 };
         while keys.end.saturating_sub(forest.keys.end) >= least {
             let end = keys.end - (keys.end - forest.keys.end) % BATCH;
-            let batch = forest.keys.end..end.min(forest.keys.end + LARGEST_BATCH);
-            forest.insert(&new.kv, new.backend, batch);
+            let end = end.min(forest.keys.end + LARGEST_BATCH);
+            forest.insert(&new.kv, new.backend, Batch { end, known: keys.end });
         }
     }
 
@@ -77,7 +78,8 @@ impl Selector for Clusters {
     }
 
     fn truncate(&mut self, n: usize) {
-        self.layers.each().filter(|f| f.keys.end > n).for_each(|f| f.truncate(n));
+        self.layers.forget(|forest| forest.sample.end > n);
+        self.layers.each().for_each(|forest| forest.truncate(n));
     }
 
     fn bytes_per_key(&self, head_dim: usize) -> f64 {
@@ -86,24 +88,65 @@ impl Selector for Clusters {
 }
 
 /// The trees of one layer, one a KV head.
+///
+/// Centres, radii and who stands beside whom depend on every key that ever came, so a key cannot be taken out again. A
+/// roll-back that reaches into the trees grows them anew, from the same batches as before: what is selected never depends
+/// on tokens that were read and forgotten.
 #[derive(Debug)]
 struct Forest {
     /// Tokens in the trees.
     keys: Range<usize>,
+    /// Tokens there were when it was made, which give the mean key.
+    sample: Range<usize>,
+    /// What the trees were grown from, in order; after a roll-back, what they are to be grown from.
+    batches: Vec<Batch>,
+    /// Empty from a roll-back until the next keys come.
     trees: Vec<Tree>,
+    arena: Arc<Mutex<Arena>>,
+}
+
+/// Keys that joined the trees at once: those up to token `end`, when the tokens up to `known` were there.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    end: usize,
+    known: usize,
 }
 
 impl Forest {
     fn new(kv: &KvView, keys: Range<usize>, arena: &Arc<Mutex<Arena>>) -> Self {
-        let trees = (0..kv.n_kv_heads).map(|head| Tree::new(kv, head, keys.clone(), arena)).collect();
-        Self { keys: keys.start..keys.start, trees }
+        let none = keys.start..keys.start;
+        let mut forest = Self {
+            keys: none,
+            sample: keys,
+            batches: Vec::new(),
+            trees: Vec::new(),
+            arena: Arc::clone(arena),
+        };
+        forest.plant(kv);
+        forest
     }
 
-    /// Adds the keys of the tokens `new`, which follow those it has.
-    fn insert(&mut self, kv: &KvView, backend: &dyn Backend, new: Range<usize>) {
+    fn plant(&mut self, kv: &KvView) {
+        let tree = |head| Tree::new(kv, head, self.sample.clone(), &self.arena);
+        self.trees = (0..kv.n_kv_heads).map(tree).collect();
+    }
+
+    /// Adds the keys of a batch, which follow those it has.
+    fn insert(&mut self, kv: &KvView, backend: &dyn Backend, batch: Batch) {
+        let new = self.keys.end..batch.end;
         let trees: Vec<Mutex<&mut Tree>> = self.trees.iter_mut().map(Mutex::new).collect();
         backend.each(trees.len(), &|head| locked(&trees[head]).insert(kv, backend, new.clone()));
         self.keys.end = new.end;
+        self.batches.push(batch);
+    }
+
+    /// Grows the trees as they were at the point that a roll-back went to, if one went into them.
+    fn grow_back(&mut self, kv: &KvView, backend: &dyn Backend) {
+        if self.trees.is_empty() {
+            self.plant(kv);
+            let batches = std::mem::take(&mut self.batches);
+            batches.into_iter().for_each(|batch| self.insert(kv, backend, batch));
+        }
     }
 
     fn top_k(
@@ -168,9 +211,14 @@ impl Forest {
         all
     }
 
+    /// Forgets what it learned when there were more than the tokens up to `n`; before it is searched again, the next keys come.
     fn truncate(&mut self, n: usize) {
-        self.trees.iter_mut().for_each(|tree| tree.truncate(n));
-        self.keys.end = self.keys.end.min(n).max(self.keys.start);
+        let kept = self.batches.partition_point(|batch| batch.known <= n);
+        if kept < self.batches.len() {
+            self.batches.truncate(kept);
+            self.trees.clear();
+            self.keys.end = self.keys.start;
+        }
     }
 }
 

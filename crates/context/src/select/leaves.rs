@@ -120,14 +120,6 @@ impl Leaves {
         self.places[leaf as usize].length += 1;
     }
 
-    /// Takes the tokens from `n` on out of every leaf.
-    pub(super) fn truncate(&mut self, n: usize) {
-        for leaf in 0..self.places.len() {
-            let left = self.tokens(leaf as u32).partition_point(|&t| (t as usize) < n);
-            self.places[leaf].length = left as u8;
-        }
-    }
-
     /// A run that no leaf has.
     fn take(&mut self, slots: usize) -> u32 {
         if let Some(run) = self.free[kind(slots)].pop() {
@@ -199,9 +191,5 @@ mod tests {
         assert_eq!(leaves.pages.len(), pages, "runs that leaves outgrew are used again");
         leaves.clear(5, 2);
         assert_eq!((leaves.tokens(5), leaves.count()), (&[][..], 400));
-        leaves.truncate(40_010);
-        check(&leaves, 40, 10);
-        check(&leaves, 39, 40);
-        check(&leaves, 41, 0);
     }
 }

@@ -41,8 +41,15 @@ pub(crate) trait Selector: Send + Sync + std::fmt::Debug {
     /// no key hold [`reattention_kernels::ListedRequest::NONE`].
     fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK;
 
-    /// Forgets the tokens from `n` on.
+    /// Forgets the tokens from `n` on: what it finds from then on is what it would find if it had never seen them, but for
+    /// [`Reuse`] away from a pinned point.
     fn truncate(&mut self, _n: usize) {}
+
+    /// Keeps what [`Selector::truncate`] to `n`, its present end, needs, until [`Selector::unpin`] or another call.
+    fn pin(&mut self, _n: usize) {}
+
+    /// Ends [`Selector::pin`].
+    fn unpin(&mut self) {}
 
     /// Memory of its structure for each key of a KV head, in bytes, for planning.
     fn bytes_per_key(&self, _head_dim: usize) -> f64 {
@@ -119,6 +126,13 @@ impl<T> Layers<T> {
                 with_rest(found, end, call, q, request)
             }
             _ => call.backend.top_k(q, &call.kv, request),
+        }
+    }
+
+    /// Forgets what the layers keep of which `is_stale` says so; it is made anew when it is due.
+    fn forget(&mut self, is_stale: impl Fn(&T) -> bool) {
+        for layer in &mut self.0 {
+            layer.take_if(|kept| is_stale(kept));
         }
     }
 

@@ -4,6 +4,9 @@
 //! layer's queries, all heads taken as one vector, falls below a threshold. Until then the keys of the last search are
 //! scored again, with all keys that have joined since, and nothing else. The idea is the selection cache of TokenSelect
 //! (arXiv 2411.02886, section 4.3); there the last selection is attended to as it is.
+//!
+//! Of each layer only the last search is kept, and that of a pinned point. A roll-back to another point searches anew, where a
+//! context that was never read further may have gone on with an older search.
 
 use super::{Selector, among, with_rest};
 use crate::methods::{Appended, LayerCall, StepKind};
@@ -18,9 +21,11 @@ pub(crate) struct Reuse {
     least: f32,
     /// The last search of each layer.
     layers: Vec<Option<Last>>,
+    /// The length that is pinned, and the last searches there.
+    pinned: Option<(usize, Vec<Option<Last>>)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Last {
     query: Vec<f32>,
     keys: Range<usize>,
@@ -29,7 +34,7 @@ struct Last {
 
 impl Reuse {
     pub(crate) fn new(inner: Box<dyn Selector>, least: f32) -> Self {
-        Self { inner, least, layers: Vec::new() }
+        Self { inner, least, layers: Vec::new(), pinned: None }
     }
 }
 
@@ -65,8 +70,22 @@ impl Selector for Reuse {
     }
 
     fn truncate(&mut self, n: usize) {
+        if let Some((_, then)) = self.pinned.as_ref().filter(|(at, _)| *at == n) {
+            self.layers.clone_from(then);
+        }
         self.layers.iter_mut().filter(|l| l.as_ref().is_some_and(|l| l.keys.end > n)).for_each(|l| *l = None);
         self.inner.truncate(n);
+        self.pinned.take_if(|(at, _)| *at > n);
+    }
+
+    fn pin(&mut self, n: usize) {
+        self.pinned = Some((n, self.layers.clone()));
+        self.inner.pin(n);
+    }
+
+    fn unpin(&mut self) {
+        self.pinned = None;
+        self.inner.unpin();
     }
 }
 

@@ -169,6 +169,39 @@ fn what_was_truncated_is_forgotten_and_may_come_again() {
     }
 }
 
+/// Rolled back to the end of a step, a selector finds what one finds that never saw more.
+#[test]
+fn a_roll_back_leaves_no_trace_of_what_was_forgotten() {
+    use StepKind::{Decode, Prefill, Question};
+    let steps =
+        [(90, Prefill), (400, Prefill), (1300, Prefill), (700, Question), (1, Decode), (2200, Prefill)];
+    let feed = |layer: &mut Layer, selectors: &mut [Box<dyn Selector>], steps: &[(usize, StepKind)]| {
+        steps.iter().for_each(|&(n, kind)| layer.feed(selectors, n, kind));
+    };
+    for kept in 1..steps.len() {
+        let (mut layer, mut rolled_back) = (Layer::new(), all(200, 6));
+        feed(&mut layer, &mut rolled_back, &steps);
+        feed(&mut layer, &mut rolled_back, &[(5000, Question), (300, Prefill)]);
+        let n = steps[..kept].iter().map(|s| s.0).sum();
+        layer.truncate(&mut rolled_back, n);
+        let (mut fresh_layer, mut fresh) = (Layer::new(), all(200, 6));
+        feed(&mut fresh_layer, &mut fresh, &steps[..kept]);
+        for more in [(1, Decode), (40, Question), (1500, Prefill), (1, Decode)] {
+            let seed = fresh_layer.seed;
+            for (layer, selectors) in [(&mut layer, &mut rolled_back), (&mut fresh_layer, &mut fresh)] {
+                layer.seed = seed;
+                feed(layer, selectors, &[more]);
+            }
+            let q = layer.queries(more.0.min(4));
+            for (a, b) in rolled_back.iter_mut().zip(&mut fresh) {
+                let (got, want) =
+                    (layer.search(a.as_mut(), &q, more.1), layer.search(b.as_mut(), &q, more.1));
+                assert!(got == want, "{} differs {more:?} after a return to {n} tokens", a.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn a_search_is_reused_while_the_query_barely_turns() {
     let mut layer = Layer::new();
@@ -211,6 +244,32 @@ fn a_search_is_reused_while_the_query_barely_turns() {
     layer.feed(&mut none, 800, StepKind::Decode);
     let found = layer.search(selectors[0].as_mut(), &far, StepKind::Decode);
     assert_eq!(found, exact(&layer, &far), "a truncated search is forgotten");
+}
+
+/// From a pinned point a search is reused as if nothing had been read beyond it.
+#[test]
+fn a_pinned_search_is_reused_after_a_roll_back() {
+    let new = || -> Vec<Box<dyn Selector>> { vec![Box::new(Reuse::new(Box::new(Exact), 0.9))] };
+    let (mut layer, mut selectors, mut fresh) = (Layer::new(), new(), new());
+    layer.feed(&mut selectors, 3000, StepKind::Prefill);
+    let q = layer.queries(1);
+    let near: Vec<f32> = layer.queries(1).iter().zip(&q).map(|(n, q)| q + 0.3 * n).collect();
+    for s in [&mut selectors, &mut fresh] {
+        layer.search(s[0].as_mut(), &q, StepKind::Decode);
+    }
+    selectors[0].pin(3000);
+    layer.feed(&mut selectors, 500, StepKind::Prefill);
+    let other = layer.queries(1);
+    layer.search(selectors[0].as_mut(), &other, StepKind::Decode);
+    for _ in 0..2 {
+        layer.truncate(&mut selectors, 3000);
+        layer.feed(&mut [], 1, StepKind::Decode);
+        let [got, want] =
+            [&mut selectors, &mut fresh].map(|s| layer.search(s[0].as_mut(), &near, StepKind::Decode));
+        assert!(got == want && got != layer.search(&mut Exact, &near, StepKind::Decode));
+        layer.feed(&mut selectors, 200, StepKind::Prefill);
+        layer.search(selectors[0].as_mut(), &other, StepKind::Decode);
+    }
 }
 
 #[test]

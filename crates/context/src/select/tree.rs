@@ -166,11 +166,6 @@ impl Tree {
         }
     }
 
-    /// Forgets the tokens from `n` on.
-    pub(super) fn truncate(&mut self, n: usize) {
-        self.leaves.truncate(n);
-    }
-
     /// Queries with `EXTRA` more elements, zero but for those that `extra` names and gives a value by the query's length.
     fn extended(&self, q: &Queries, extra: impl Fn(f32) -> (Range<usize>, f32)) -> Vec<f32> {
         let mut data = Vec::with_capacity(q.q_len * q.n_heads * (q.head_dim + EXTRA));

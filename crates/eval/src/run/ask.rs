@@ -143,7 +143,7 @@ pub(super) fn ask(
     if splits {
         let start = Instant::now();
         session.prefill(&opening, cancel, &mut watch)?;
-        session.pin();
+        session.pin()?;
         shared = start.elapsed().as_secs_f64() / wanted.len().max(1) as f64;
     }
     for &index in wanted {

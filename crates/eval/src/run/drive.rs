@@ -3,6 +3,7 @@
 use super::{Journal, Made, Reading, Row, Suite, Tools, ask};
 use crate::{Arm, EvalError};
 use reattention_engine::{Cancel, Engine, Progress, SessionError, reset_peak_rss};
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,10 +31,12 @@ pub struct Watch<'a> {
 
 /// Asks all questions that the journal does not have yet. There are as many jobs as engines; they share readings out among
 /// themselves, and all arms of a reading run in one job, one after the other. A method that refuses a length gives rows that
-/// say so; any other failure ends the run, with all finished rows in the journal.
+/// say so; any other failure (a full disk or a lost device among them) ends the run, with all finished rows in the journal
+/// and the others to be asked when it is resumed.
 ///
 /// # Errors
-/// When a text cannot be made, a method refuses its settings, a step fails, or the journal cannot be written.
+/// When two rows of a suite cannot be told apart, a text cannot be made, a method refuses its settings, a step fails, or
+/// the journal cannot be written.
 pub fn run(
     engines: &[Engine],
     arms: &[Arm],
@@ -43,6 +46,7 @@ pub fn run(
     cancel: &Cancel,
     watch: &mut (dyn FnMut(Watch<'_>) + Send),
 ) -> Result<(), EvalError> {
+    refuse_twins(suites)?;
     let units = units(arms, suites, journal);
     let weight = |u: &Unit<'_>| u.arms.iter().map(|a| a.1.len()).sum::<usize>() as f64 * u.tokens();
     let total_rows =
@@ -127,6 +131,23 @@ struct Unit<'a> {
     arms: Vec<(usize, Vec<usize>)>,
 }
 
+/// Refuses rows that share suite, task, length and id: the journal would keep one of them, and the score would be its alone.
+fn refuse_twins(suites: &[Box<dyn Suite>]) -> Result<(), EvalError> {
+    let mut seen = HashSet::new();
+    for suite in suites {
+        for reading in suite.readings() {
+            for (index, key) in reading.rows.iter().enumerate() {
+                let (task, id) = (reading.task_of(index), &key.id);
+                if !seen.insert((suite.name(), task, reading.length, id)) {
+                    let (suite, task) = (suite.name().to_string(), task.to_string());
+                    return Err(EvalError::Twins { suite, task, id: id.clone() });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 fn units<'a>(arms: &[Arm], suites: &'a [Box<dyn Suite>], journal: &Journal) -> Vec<Unit<'a>> {
     let mut units = Vec::new();
     for suite in suites {
@@ -182,7 +203,7 @@ impl Unit<'_> {
                     .and_then(|row| add(self.named(row, arm, wanted[0]))),
             };
             match result {
-                Err(EvalError::Session(SessionError::Method(reason))) => {
+                Err(EvalError::Session(SessionError::Method(reason))) if reason.is_refusal() => {
                     for &index in wanted {
                         let id = &reading.rows[index].id;
                         let row = Row { refused: Some(reason.to_string()), ..Row::default() };

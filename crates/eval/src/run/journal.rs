@@ -1,7 +1,11 @@
 //! What a run leaves on disk while it goes: `run.json`, which says what is run, and `rows.jsonl`, one finished row a line.
 //!
-//! A run that was killed is begun again with the same folder: rows in the journal are not asked again. A run of something else
+//! A run that was stopped is resumed with the same folder: rows in the journal are not asked again. A run of something else
 //! is refused, so that no table mixes two of them.
+//!
+//! A line is handed to the system whole or taken back, so that a full disk leaves no half of one for the next to be written
+//! behind. What the system had not written when the power failed is asked again, and so is what stands on a line that is
+//! not JSON.
 
 use super::Row;
 use serde_json::{Map, Value};
@@ -20,7 +24,9 @@ pub const ROWS: &str = "rows.jsonl";
 pub struct Journal {
     rows: Vec<Row>,
     seen: HashSet<Key>,
-    file: Option<(PathBuf, File)>,
+    file: Option<(PathBuf, Lines<File>)>,
+    /// Lines that were left out, from 1.
+    torn: Vec<usize>,
 }
 
 /// Suite, task, length, id and method.
@@ -36,7 +42,8 @@ impl Journal {
     /// (machine, threads) is recorded when the run begins.
     ///
     /// # Errors
-    /// When the folder holds another run or a file that cannot be read or written, or another process is at it.
+    /// When the folder holds another run or a file that cannot be read or written or that no run wrote, or another process is
+    /// at it.
     pub fn open(
         dir: &Path,
         same: &Map<String, Value>,
@@ -66,14 +73,21 @@ impl Journal {
             std::fs::write(&draft, text).map_err(|e| at(&draft, e))?;
             std::fs::rename(&draft, &manifest).map_err(|e| at(&manifest, e))?;
         }
-        let (found, whole) = read_rows(&rows)?;
+        let Found { rows: found, torn, whole } = read_rows(&rows)?;
         // What a kill left of a line is asked again.
         file.set_len(whole).map_err(|e| at(&rows, e))?;
-        let mut journal = Self { file: Some((rows, file)), ..Self::default() };
+        let lines = Lines { file, whole, is_torn: false };
+        let mut journal = Self { file: Some((rows, lines)), torn, ..Self::default() };
         for row in found {
             journal.keep(row);
         }
         Ok(journal)
+    }
+
+    /// Lines of the file, from 1, that are not JSON and were left out: a write failed there. Their rows are missing, and asked
+    /// again when the run is resumed.
+    pub fn torn(&self) -> &[usize] {
+        &self.torn
     }
 
     /// All rows, in the order they were finished.
@@ -86,15 +100,14 @@ impl Journal {
         self.seen.contains(&(suite.into(), task.into(), length, id.into(), method.into()))
     }
 
-    /// Adds a finished row; it is on disk when this returns.
+    /// Adds a finished row; the system has it when this returns, so that the end of the process loses nothing.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written; the file then ends where it ended.
     pub fn add(&mut self, row: Row) -> Result<(), JournalError> {
-        if let Some((path, file)) = &mut self.file {
-            let mut line = serde_json::to_vec(&row).map_err(|e| at(path, e.into()))?;
-            line.push(b'\n');
-            file.write_all(&line).map_err(|e| at(path, e))?;
+        if let Some((path, lines)) = &mut self.file {
+            let line = serde_json::to_vec(&row).map_err(|e| at(path, e.into()))?;
+            lines.add(line).map_err(|e| at(path, e))?;
         }
         self.keep(row);
         Ok(())
@@ -133,7 +146,9 @@ impl Journal {
 pub fn read_run(dir: &Path) -> Result<(Map<String, Value>, Journal), JournalError> {
     let (manifest, _) = read_manifest(dir)?;
     let mut journal = Journal::default();
-    for row in read_rows(&dir.join(ROWS))?.0 {
+    let Found { rows, torn, .. } = read_rows(&dir.join(ROWS))?;
+    journal.torn = torn;
+    for row in rows {
         journal.keep(row);
     }
     Ok((manifest, journal))
@@ -149,23 +164,77 @@ fn read_manifest(dir: &Path) -> Result<(Map<String, Value>, PathBuf), JournalErr
     }
 }
 
-/// The rows of a file, and how many bytes of it are whole lines.
-fn read_rows(path: &Path) -> Result<(Vec<Row>, u64), JournalError> {
+/// What a file of rows holds.
+struct Found {
+    rows: Vec<Row>,
+    /// Lines that are not JSON, from 1, the last one without an end apart.
+    torn: Vec<usize>,
+    /// Bytes up to the end of the last row.
+    whole: u64,
+}
+
+fn read_rows(path: &Path) -> Result<Found, JournalError> {
     let bytes = std::fs::read(path).map_err(|e| at(path, e))?;
-    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |last| last + 1);
-    let mut rows = Vec::new();
-    for (i, line) in bytes[..whole].split(|b| *b == b'\n').enumerate() {
+    let mut found = Found { rows: Vec::new(), torn: Vec::new(), whole: 0 };
+    let mut end = 0;
+    for (i, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
+        end += line.len() as u64;
+        let Some(line) = line.strip_suffix(b"\n") else { break };
         if line.is_empty() {
             continue;
         }
-        let row = serde_json::from_slice(line).map_err(|e| JournalError::Malformed {
+        let Ok(value) = serde_json::from_slice::<Value>(line) else {
+            found.torn.push(i + 1);
+            continue;
+        };
+        let row = serde_json::from_value(value).map_err(|e| JournalError::Malformed {
             file: path.to_path_buf(),
             line: i + 1,
             why: e.to_string(),
         })?;
-        rows.push(row);
+        found.rows.push(row);
+        found.whole = end;
     }
-    Ok((rows, whole as u64))
+    Ok(found)
+}
+
+/// A file that grows by lines, each of which is there whole or not at all.
+#[derive(Debug)]
+struct Lines<F> {
+    file: F,
+    /// Bytes of the lines that are there.
+    whole: u64,
+    /// Whether something may stand behind them.
+    is_torn: bool,
+}
+
+/// What lines can be appended to and taken back from.
+trait Tail: Write {
+    /// Forgets what stands behind the first `len` bytes.
+    fn cut(&mut self, len: u64) -> std::io::Result<()>;
+}
+
+impl Tail for File {
+    fn cut(&mut self, len: u64) -> std::io::Result<()> {
+        self.set_len(len)
+    }
+}
+
+impl<F: Tail> Lines<F> {
+    /// Appends a line, given without its end. If that fails, what was written of it is taken back, now or before the next line.
+    fn add(&mut self, mut line: Vec<u8>) -> std::io::Result<()> {
+        line.push(b'\n');
+        if self.is_torn {
+            self.file.cut(self.whole)?;
+            self.is_torn = false;
+        }
+        if let Err(error) = self.file.write_all(&line) {
+            self.is_torn = self.file.cut(self.whole).is_err();
+            return Err(error);
+        }
+        self.whole += line.len() as u64;
+        Ok(())
+    }
 }
 
 fn at(path: &Path, error: std::io::Error) -> JournalError {
@@ -217,4 +286,93 @@ pub enum JournalError {
         /// The folder.
         dir: PathBuf,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, Result};
+
+    /// A disk that takes `room` bytes, then half of what it is given, and whose files cannot be cut so many times.
+    #[derive(Debug, Default)]
+    struct Disk {
+        bytes: Vec<u8>,
+        room: usize,
+        stubborn: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, data: &[u8]) -> Result<usize> {
+            let n = data.len().min(self.room - self.bytes.len());
+            if n == 0 {
+                return Err(Error::from(std::io::ErrorKind::StorageFull));
+            }
+            self.bytes.extend(&data[..n]);
+            Ok(n)
+        }
+
+        fn flush(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Tail for Disk {
+        fn cut(&mut self, len: u64) -> Result<()> {
+            if self.stubborn > 0 {
+                self.stubborn -= 1;
+                return Err(Error::other("stubborn"));
+            }
+            self.bytes.truncate(len as usize);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_leaves_whole_lines_only() {
+        for stubborn in 0..3 {
+            let mut lines =
+                Lines { file: Disk { room: 25, stubborn, ..Disk::default() }, whole: 0, is_torn: false };
+            lines.add(b"first row".to_vec()).unwrap();
+            lines.add(b"second row".to_vec()).unwrap();
+            for _ in 0..=stubborn {
+                lines.add(b"third row".to_vec()).unwrap_err();
+            }
+            assert_eq!(lines.file.bytes, b"first row\nsecond row\n", "cut fails {stubborn} times");
+            lines.file.room = 40;
+            lines.add(b"third row".to_vec()).unwrap();
+            assert_eq!(lines.file.bytes, b"first row\nsecond row\nthird row\n");
+        }
+    }
+
+    fn row(id: &str) -> Row {
+        Row { suite: "s".into(), task: "t".into(), method: "m".into(), id: id.into(), ..Row::default() }
+    }
+
+    /// A line that a failing write has torn, and one that was then written right behind it, are both asked again; the others
+    /// are not lost with them.
+    #[test]
+    fn torn_lines_are_left_out_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(ROWS);
+        let open = || Journal::open(dir.path(), &Map::new(), &Map::new()).unwrap();
+        let mut journal = open();
+        ["1", "2", "3"].map(|id| journal.add(row(id)).unwrap());
+        drop(journal);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<&str> = text.lines().collect();
+        let merged = format!("{}{}", &lines[1][..20], lines[1]);
+        lines[1] = &merged;
+        let torn = format!("{}\n{}\n{}", lines.join("\n"), &lines[2][..30], &lines[2][..9]);
+        std::fs::write(&path, torn).unwrap();
+        let (_, shown) = read_run(dir.path()).unwrap();
+        assert_eq!((shown.rows().len(), shown.torn()), (2, &[2, 4][..]));
+        let mut journal = open();
+        assert_eq!(journal.torn(), [2, 4]);
+        assert!(journal.has("s", "t", None, "1", "m") && !journal.has("s", "t", None, "2", "m"));
+        journal.add(row("2")).unwrap();
+        drop(journal);
+        let journal = open();
+        let ids: Vec<&str> = journal.rows().iter().map(|r| r.id.as_str()).collect();
+        assert_eq!((ids, journal.torn()), (vec!["1", "3", "2"], &[2][..]));
+    }
 }

@@ -77,13 +77,13 @@ impl Suite {
         };
         let mut shelf = Shelf::default();
         for (task, name, path) in find("BABILong", &options.data, &known, options.tasks.as_deref(), names)? {
-            shelf.add(&path, options.samples, |row, line, _| {
+            shelf.add(&path, options.samples, |row, number| {
                 let asked = ask(&task, row)?;
                 scorable(scorers::Suite::BabiLong, &task, &asked.questions[0].sample)?;
                 Ok(Reading {
                     task: task.clone(),
                     length: length(&name),
-                    rows: vec![RowKey { id: line.to_string(), depth: None, task: None }],
+                    rows: vec![RowKey { id: number.to_string(), depth: None, task: None }],
                     tokens: planned(&asked, None, tools),
                     ..Reading::default()
                 })
@@ -141,7 +141,7 @@ impl run::Suite for Suite {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn options(&self) -> Value {

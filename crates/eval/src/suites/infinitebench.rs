@@ -110,10 +110,10 @@ impl Suite {
         let Options { data, tasks, limit, samples, .. } = suite.options.clone();
         let mut shelf = Shelf::default();
         for (task, (), path) in find("InfiniteBench", &data, &TASKS, tasks.as_deref(), jsonl)? {
-            shelf.add(&path, samples, |row, line, _| {
+            shelf.add(&path, samples, |row, number| {
                 let asked = suite.ask(&task, row)?;
                 scorable(scorers::Suite::InfiniteBench, &task, &asked.questions[0].sample)?;
-                let id = row.id(&["id", "_id"])?.unwrap_or_else(|| line.to_string());
+                let id = row.id(&["id", "_id"])?.unwrap_or_else(|| number.to_string());
                 Ok(Reading {
                     task: task.clone(),
                     rows: vec![RowKey { id, depth: None, task: None }],
@@ -234,7 +234,7 @@ impl run::Suite for Suite {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn options(&self) -> Value {

@@ -80,13 +80,13 @@ impl Suite {
         let (mut shelf, mut before) = (Shelf::default(), Vec::new());
         for (task, (), path) in find("L-Eval", &options.data, &known, options.tasks.as_deref(), files)? {
             let mut questions = 0;
-            shelf.add(&path, options.samples, |row, line, _| {
+            shelf.add(&path, options.samples, |row, number| {
                 let asked = ask(&task, row, questions)?;
                 for question in &asked.questions {
                     scorable(scorers::Suite::LEval, &task, &question.sample)?;
                 }
                 let question = asked.questions.iter().map(|q| tools.count(&q.after)).max().unwrap_or(0);
-                let key = |n| RowKey { id: format!("{line}.{n}"), depth: None, task: None };
+                let key = |n| RowKey { id: format!("{number}.{n}"), depth: None, task: None };
                 let rows: Vec<RowKey> = (1..=asked.questions.len()).map(key).collect();
                 before.push(questions);
                 questions += rows.len();
@@ -216,7 +216,7 @@ impl run::Suite for Suite {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn options(&self) -> Value {

@@ -97,9 +97,9 @@ impl Suite {
         });
         let mut shelf = Shelf::default();
         for (task, (), path) in find("LongBench", &options.data, &known, chosen.as_deref(), jsonl)? {
-            shelf.add(&path, options.samples, |row, line, _| {
+            shelf.add(&path, options.samples, |row, number| {
                 let asked = ask(&task, row)?;
-                let id = row.id(&["_id", "id"])?.unwrap_or_else(|| line.to_string());
+                let id = row.id(&["_id", "id"])?.unwrap_or_else(|| number.to_string());
                 Ok(Reading {
                     task: task.clone(),
                     rows: vec![RowKey { id, depth: None, task: None }],
@@ -161,7 +161,7 @@ impl run::Suite for Suite {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn options(&self) -> Value {

@@ -52,11 +52,11 @@ impl Suite {
         };
         let mut shelf = Shelf::default();
         for (_, (), path) in find("LongBench v2", &options.data, &[TASK], None, names)? {
-            shelf.add(&path, options.samples, |row, line, _| {
+            shelf.add(&path, options.samples, |row, number| {
                 let asked = ask(row)?;
                 row.is("difficulty", &DIFFICULTIES)?;
                 row.is("length", &LENGTHS)?;
-                let id = row.id(&["_id", "id"])?.unwrap_or_else(|| line.to_string());
+                let id = row.id(&["_id", "id"])?.unwrap_or_else(|| number.to_string());
                 Ok(Reading {
                     task: format!("{}_{}", row.text("difficulty")?, row.text("length")?),
                     rows: vec![RowKey { id, depth: None, task: None }],
@@ -93,7 +93,7 @@ impl run::Suite for Suite {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn options(&self) -> Value {

@@ -45,13 +45,13 @@ impl Suite {
         let names = |task: &str| places.iter().map(|(length, dir)| (*length, files(dir, task))).collect();
         let mut shelf = Shelf::default();
         for (task, length, path) in find("RULER", &options.data, &known, options.tasks.as_deref(), names)? {
-            shelf.add(&path, options.samples, |row, line, _| {
+            shelf.add(&path, options.samples, |row, number| {
                 let asked = ask(&task, row)?;
                 Ok(Reading {
                     task: task.clone(),
                     length,
                     // `index` is no id: in niah it is where the answer stands.
-                    rows: vec![RowKey { id: line.to_string(), depth: None, task: None }],
+                    rows: vec![RowKey { id: number.to_string(), depth: None, task: None }],
                     tokens: planned(&asked, None, tools),
                     ..Reading::default()
                 })
@@ -146,7 +146,7 @@ impl run::Suite for Suite {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn options(&self) -> Value {

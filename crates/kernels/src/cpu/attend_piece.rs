@@ -47,6 +47,8 @@ impl State {
         for row in 0..self.max.len() {
             let max = self.max[row].max(other.max[row]);
             if max == f32::NEG_INFINITY {
+                // Neither has seen a logit above it: nothing, or no numbers, whose sum is NaN.
+                self.sum[row] += other.sum[row];
                 continue;
             }
             let (a, b) = ((self.max[row] - max).exp2(), (other.max[row] - max).exp2());

@@ -287,7 +287,9 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>() as f32
 }
 
-/// Larger scores first, ties by ascending token index.
+/// Larger scores first, ties by ascending token index; scores that are no numbers last.
 fn best_first(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
-    b.0.partial_cmp(&a.0).unwrap_or(std::cmp::Ordering::Equal).then(a.1.cmp(&b.1))
+    // Adding zero makes the two zeros equal.
+    let rank = |score: f32| if score.is_nan() { f32::NEG_INFINITY } else { score + 0.0 };
+    rank(b.0).total_cmp(&rank(a.0)).then(a.1.cmp(&b.1))
 }

@@ -64,6 +64,17 @@ impl<E: Element> Store<E> {
         Self { keys: pages(), values: pages(), len, n_kv_heads, head_dim }
     }
 
+    /// Makes an element of the keys (or values) of `tokens` be `x`, in every head.
+    fn damage(&mut self, is_key: bool, tokens: std::ops::Range<usize>, x: f32) {
+        let side = if is_key { &mut self.keys } else { &mut self.values };
+        for token in tokens {
+            let page = side[token / PAGE].as_mut().expect("every page is there");
+            for head in 0..self.n_kv_heads {
+                page[(head * PAGE + token % PAGE) * self.head_dim] = E::from_f32(x);
+            }
+        }
+    }
+
     fn view<'a>(&'a self, pages: Pages<'a>) -> KvView<'a> {
         KvView { pages, len: self.len, n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
     }
@@ -87,6 +98,13 @@ impl AnyStore {
             Self::Bf16(Store::new(len, n_kv_heads, head_dim, draw))
         } else {
             Self::F32(Store::new(len, n_kv_heads, head_dim, draw))
+        }
+    }
+
+    pub(crate) fn damage(&mut self, is_key: bool, tokens: std::ops::Range<usize>, x: f32) {
+        match self {
+            Self::F32(s) => s.damage(is_key, tokens, x),
+            Self::Bf16(s) => s.damage(is_key, tokens, x),
         }
     }
 

@@ -161,7 +161,7 @@ impl<'a> Reading<'a> {
         self.spent += self.take();
 
         let kept = self.session.len();
-        self.session.pin();
+        self.session.pin()?;
         let mut times = self.times[..shared].to_vec();
         let mut logits = Vec::new();
         for (i, step) in own.iter().enumerate().skip(shared) {

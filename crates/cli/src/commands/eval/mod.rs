@@ -161,10 +161,10 @@ fn write(dir: &Path, name: &str, text: &str) -> Result<(), Failure> {
     std::fs::write(&path, text).with_context(|| path.display().to_string()).input()
 }
 
-/// Methods, prompts and texts are what the user asked for; sessions fail while running.
+/// What is refused is what the user asked for; everything else failed while running.
 fn blame(error: EvalError) -> Failure {
-    match error {
-        EvalError::Session(_) => Failure::Run(error.into()),
-        _ => Failure::Input(error.into()),
+    match error.is_refusal() {
+        true => Failure::Input(error.into()),
+        false => Failure::Run(error.into()),
     }
 }

@@ -12,7 +12,6 @@ use reattention_eval::suites::selection::{self, Task};
 use reattention_eval::{Arm, EvalError, figures};
 use serde_json::{Value, json};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// What is compared. Every arm reads the same generated texts and is asked the same questions from their end: facts that are
 /// hard to tell apart, several facts one after the other, and chains of facts. The first arm is the base; the others are
@@ -109,7 +108,7 @@ impl Args {
             plan.check().input()?;
             arms.push(arm);
         }
-        let tokenizer = Arc::new(package.tokenizer().input()?);
+        let tokenizer = self.model.tokenizer(&package)?;
         let engine = self.model.load(&package, tokenizer, backend)?;
         Ok((if self.no_template { engine.without_template() } else { engine }, arms))
     }

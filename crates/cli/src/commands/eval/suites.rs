@@ -29,7 +29,7 @@ pub(super) fn run(args: &Args, names: &[SuiteName]) -> Result<ExitCode, Failure>
     let package = args.model.open()?;
     let (shape, rope) = args.method.shape(&package)?;
     let described = args.by_method(&shape)?;
-    let tokenizer = Arc::new(package.tokenizer().input()?);
+    let tokenizer = args.model.tokenizer(&package)?;
     let template = if args.no_template { None } else { package.template().input()? };
     let tools = Tools { tokenizer: &tokenizer, template: template.as_ref() };
     let suites = names.iter().map(|n| n.make(args, &tools, shape.window)).collect::<Result<Vec<_>, _>>()?;
@@ -48,6 +48,12 @@ pub(super) fn run(args: &Args, names: &[SuiteName]) -> Result<ExitCode, Failure>
     };
     if !journal.rows().is_empty() {
         args.output.say(format_args!("{} rows are there already; going on", journal.rows().len()));
+    }
+    for line in journal.torn() {
+        complain(format_args!(
+            "{}:{line}: not whole, as after a write that failed; its row is asked again",
+            run::ROWS
+        ));
     }
     let mut bar = Bar::new(args.output.quiet);
     let options = run::Options { evidence: args.evidence };
@@ -133,7 +139,12 @@ fn engines(
     // Jobs share a device and its copy of the weights, and otherwise the threads.
     let is_shared = jobs == 1 || backend.device().is_some();
     let each = || if is_shared { Ok(Arc::clone(&backend)) } else { args.model.backend_of(threads) };
-    let engine = package.engine(Arc::clone(tokenizer), each()?).input()?;
+    // What the jobs tokenise while they run, each does on its own share of the threads.
+    let tokenizer = match jobs {
+        1 => Arc::clone(tokenizer),
+        _ => Arc::new(package.tokenizer().input()?.with_threads(threads)),
+    };
+    let engine = package.engine(tokenizer, each()?).input()?;
     let engine = if args.no_template { engine.without_template() } else { engine };
     let mut engines = Vec::new();
     for _ in 1..jobs {

@@ -242,11 +242,11 @@ impl Method for InfLlm {
     }
 
     fn extra_bytes(&self, n: usize) -> usize {
-        let representatives = self.cuts.blocks(n) * self.head_dim;
+        let representatives = self.cuts.blocks(n).saturating_mul(self.head_dim);
         // The scores of the tokens at hand and what the last step adds to them, and both once more while pinned.
-        let scores =
-            4 * (self.cuts.local + self.cuts.block + 2 * self.largest_step()).min(n + self.exc_block);
-        4 * self.layers.len() * self.n_heads * (representatives + scores)
+        let at_hand = self.cuts.local + self.cuts.block + 2 * self.largest_step();
+        let scores = 4 * at_hand.min(n.saturating_add(self.exc_block));
+        (4 * self.layers.len() * self.n_heads).saturating_mul(representatives.saturating_add(scores))
     }
 
     fn step_bytes(&self, q_len: usize) -> usize {

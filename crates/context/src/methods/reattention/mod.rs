@@ -237,7 +237,8 @@ impl ReAttention {
             ));
         }
         // Without a clip the views are checked as they come; the full attention before the first one is checked here.
-        let scope = self.global + self.local + self.clip.map_or(0, |clip| clip * self.span);
+        let spans = self.clip.map_or(0, |clip| clip.saturating_mul(self.span));
+        let scope = spans.saturating_add(self.global + self.local);
         if self.contiguous && scope > self.window {
             return Err(read.contradiction(format!(
                 "global + local + clip * span = {scope} exceeds the model's window of {} positions; lower local or clip",
@@ -483,6 +484,14 @@ impl Method for ReAttention {
     fn truncate(&mut self, n: usize) {
         // The last tokens are local from here on, and no longer searched.
         self.selector.truncate(n.saturating_sub(self.local));
+    }
+
+    fn pin(&mut self, n: usize) {
+        self.selector.pin(n.saturating_sub(self.local));
+    }
+
+    fn unpin(&mut self) {
+        self.selector.unpin();
     }
 
     fn view(&mut self, call: &mut LayerCall) -> Result<View, MethodError> {

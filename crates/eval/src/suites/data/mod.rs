@@ -43,14 +43,16 @@ pub struct Shelf {
 struct Place {
     file: usize,
     line: usize,
+    /// Its number, where a row before it stands on the same line.
+    number: Option<usize>,
     offset: u64,
     bytes: usize,
 }
 
 impl Shelf {
-    /// Indexes a file: `read` checks a row and says what is asked of it, given the number of its line and its place among the
-    /// rows before it; what it says [`Reading::at`] is does not count. Reading stops after `samples` good rows. Rows whose first
-    /// id stands in the file already are problems.
+    /// Indexes a file: `read` checks a row and says what is asked of it, given the row's number, from 1 (a list may hold all
+    /// its rows on one line, so lines tell no rows apart); what it says [`Reading::at`] is does not count. Reading stops after
+    /// `samples` good rows. Rows with an id that stands in the file already are problems.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -58,7 +60,7 @@ impl Shelf {
         &mut self,
         path: &Path,
         samples: Option<usize>,
-        mut read: impl FnMut(&Fields, usize, usize) -> Result<Reading, String>,
+        mut read: impl FnMut(&Fields, usize) -> Result<Reading, String>,
     ) -> Result<(), DataError> {
         let unread = |source| DataError::Unread { file: path.to_path_buf(), source };
         let input = File::open(path).map_err(unread)?;
@@ -66,30 +68,33 @@ impl Shelf {
         let mut records = Records::of(BufReader::new(input), LONGEST_ROW).map_err(unread)?;
         let file = self.files.len();
         self.files.push((path.to_path_buf(), size));
-        let (mut first_line_of, mut good, mut bad, mut before) = (HashMap::new(), 0, 0, 0);
+        let (mut first_with, mut good, mut bad, mut number, mut last_line) = (HashMap::new(), 0, 0, 0, 0);
         while samples.is_none_or(|most| good < most)
             && let Some(Record { line, offset, bytes }) = records.next().map_err(unread)?
         {
             let length = bytes.as_ref().map_or(0, Vec::len);
+            number += 1;
+            let own_number = (line == last_line).then_some(number);
+            last_line = line;
             let reading = bytes.and_then(|b| parse(&b)).and_then(|row| {
-                let reading = read(&Fields::new(row), line, before)?;
-                if let Some(key) = reading.rows.first() {
-                    let first = *first_line_of.entry(key.id.clone()).or_insert(line);
-                    if first != line {
-                        return Err(format!("id `{}` stands on line {first} already", key.id));
-                    }
+                let reading = read(&Fields::new(row), number)?;
+                if let Some((id, (row, line))) =
+                    reading.rows.iter().find_map(|key| Some((&key.id, first_with.get(&key.id)?)))
+                {
+                    return Err(format!("id `{id}` stands on line {line} already (row {row})"));
                 }
+                first_with.extend(reading.rows.iter().map(|key| (key.id.clone(), (number, line))));
                 Ok(reading)
             });
-            before += 1;
             match reading {
                 Ok(reading) => {
                     good += 1;
                     self.readings.push(Reading { at: self.rows.len() as u64, ..reading });
-                    self.rows.push(Place { file, line, offset, bytes: length });
+                    self.rows.push(Place { file, line, number: own_number, offset, bytes: length });
                 }
                 Err(problem) => {
                     bad += 1;
+                    let problem = own_number.map_or(problem.clone(), |n| format!("row {n}: {problem}"));
                     self.problem(path, Some(line), problem);
                     if bad == MOST_PROBLEMS {
                         let problem = format!("{bad} problems; the rest of the file is not read");
@@ -146,7 +151,7 @@ impl Shelf {
         make: impl FnOnce(&Fields) -> Result<T, String>,
     ) -> Result<T, DataError> {
         let place = usize::try_from(reading.at).ok().and_then(|at| self.rows.get(at));
-        let Some(&Place { file, line, offset, bytes }) = place else {
+        let Some(&Place { file, line, offset, bytes, .. }) = place else {
             return Err(DataError::NoSuchRow { task: reading.task.clone(), at: reading.at });
         };
         let path = &self.files[file].0;
@@ -162,12 +167,13 @@ impl Shelf {
         parse(&row).and_then(|row| make(&Fields::new(row))).map_err(changed)
     }
 
-    /// What evidence calls the text of a reading: its file and line.
+    /// What evidence calls the text of a reading: its file and line, and its number where the line holds others before it.
     pub fn source_name(&self, reading: &Reading) -> String {
         let place = usize::try_from(reading.at).ok().and_then(|at| self.rows.get(at));
         let name = |place: &Place| {
             let file = self.files[place.file].0.file_name().unwrap_or_default().to_string_lossy();
-            format!("{file}:{}", place.line)
+            let number = place.number.map_or(String::new(), |n| format!(", row {n}"));
+            format!("{file}:{}{number}", place.line)
         };
         place.map_or_else(|| reading.task.clone(), name)
     }
@@ -340,8 +346,9 @@ pub(crate) mod tests {
         std::fs::write(&path, text).unwrap();
         let mut shelf = Shelf::default();
         shelf
-            .add(&path, samples, |row, _, _| {
-                let key = RowKey { id: row.text("id")?.to_string(), depth: None, task: None };
+            .add(&path, samples, |row, number| {
+                let id = row.id(&["id"])?.unwrap_or_else(|| number.to_string());
+                let key = RowKey { id, depth: None, task: None };
                 row.text("input")?;
                 Ok(Reading { rows: vec![key], ..Reading::default() })
             })
@@ -375,7 +382,7 @@ pub(crate) mod tests {
             .collect();
         assert_eq!(texts, ["t.jsonl:1 é one", "t.jsonl:8 five"]);
         let expected = [
-            (3, "id `a` stands on line 1 already"),
+            (3, "id `a` stands on line 1 already (row 1)"),
             (4, "`input` is missing"),
             (5, "`input` is a number where a text belongs"),
             (6, "a list where an object belongs"),
@@ -395,6 +402,30 @@ pub(crate) mod tests {
         let texts: Vec<String> = shelf.readings().iter().map(|r| input(&shelf, r).unwrap()).collect();
         assert_eq!(texts, ["one", "two"]);
         assert!(matches!(shelf.problems(), [p] if p.line == Some(4)), "{:?}", shelf.problems());
+    }
+
+    #[test]
+    fn rows_of_a_list_on_one_line_are_told_apart_by_their_number() {
+        let text = concat!(
+            r#"[{"input": "one"}, {"input": "two"}, {"id": "a", "input": "three"}, {"input": 4}, "#,
+            r#"{"id": "a", "input": "five"}, {"id": "2", "input": "six"}]"#
+        );
+        let (_dir, shelf) = shelf(text.as_bytes(), None);
+        let rows: Vec<String> = shelf
+            .readings()
+            .iter()
+            .map(|r| format!("{} {} {}", r.rows[0].id, shelf.source_name(r), input(&shelf, r).unwrap()))
+            .collect();
+        assert_eq!(rows, ["1 t.jsonl:1 one", "2 t.jsonl:1, row 2 two", "a t.jsonl:1, row 3 three"]);
+        let problems: Vec<&str> = shelf.problems().iter().map(|p| p.problem.as_str()).collect();
+        assert_eq!(
+            problems,
+            [
+                "row 4: `input` is a number where a text belongs",
+                "row 5: id `a` stands on line 1 already (row 3)",
+                "row 6: id `2` stands on line 1 already (row 2)",
+            ]
+        );
     }
 
     #[test]

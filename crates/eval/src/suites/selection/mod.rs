@@ -304,7 +304,7 @@ impl Of<'_> {
             Vec::new()
         };
         let prefill_s = start.elapsed().as_secs_f64();
-        session.pin();
+        session.pin()?;
         let decode_tok_s = self.decode_rate(&mut session, sample)?;
         let limits = Limits {
             tokens: options.max_new_tokens,

@@ -114,7 +114,8 @@ impl Simd for Avx2 {
     unsafe fn scale_by_power(v: __m256, n: __m256) -> __m256 {
         let exponent = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
         let scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
-        _mm256_and_ps(scaled, _mm256_cmp_ps::<_CMP_GE_OQ>(n, _mm256_set1_ps(-125.0)))
+        // Not less: a NaN is neither less nor more, and stays.
+        _mm256_and_ps(scaled, _mm256_cmp_ps::<_CMP_NLT_UQ>(n, _mm256_set1_ps(-125.0)))
     }
     #[inline(always)]
     unsafe fn dot_quads(acc: __m256, a: __m256, b: __m256) -> __m256 {

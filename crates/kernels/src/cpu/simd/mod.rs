@@ -69,7 +69,7 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn max_lane(v: Self::V) -> f32;
     /// The nearest integer.
     unsafe fn round(v: Self::V) -> Self::V;
-    /// `v · 2^n` for integral `n` of at most 126 and `v` in [0.5, 2]; for `n` below -125 zero or as good as.
+    /// `v · 2^n` for integral `n` of at most 126 and `v` in [0.5, 2]; for `n` below -125 zero or as good as. NaN where both are.
     unsafe fn scale_by_power(v: Self::V, n: Self::V) -> Self::V;
     /// `acc + a₀b₀ + a₁b₁` in each lane, for lanes that hold two bf16.
     unsafe fn dot_pairs(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
@@ -202,11 +202,12 @@ pub(crate) trait Simd: Copy + 'static {
     #[inline(always)]
     unsafe fn prefetch_far<T>(_p: *const T) {}
 
-    /// `2^x` for `x` of at most 126, relative error below 3e-7; below -125 zero or as good as.
+    /// `2^x` for `x` of at most 126, relative error below 3e-7; below -125 zero or as good as. NaN stays NaN: the weight of a
+    /// logit that is no number must spoil the sum, or damage would look like an answer.
     #[inline(always)]
     unsafe fn exp2(x: Self::V) -> Self::V {
-        // Below the smallest power nothing is left, and infinities must not reach the subtraction.
-        let x = Self::max(x, Self::splat(-200.0));
+        // Below the smallest power nothing is left, and infinities must not reach the subtraction. This order keeps a NaN.
+        let x = Self::max(Self::splat(-200.0), x);
         let n = Self::round(x);
         let f = Self::sub(x, n);
         // Interpolates 2^f on [-1/2, 1/2] at Chebyshev nodes.

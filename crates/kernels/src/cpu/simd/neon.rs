@@ -95,8 +95,9 @@ impl Simd for Neon {
     unsafe fn scale_by_power(v: float32x4_t, n: float32x4_t) -> float32x4_t {
         let exponent = vshlq_n_s32::<23>(vcvtq_s32_f32(n));
         let scaled = vreinterpretq_u32_s32(vaddq_s32(vreinterpretq_s32_f32(v), exponent));
-        let kept = vcgeq_f32(n, vdupq_n_f32(-125.0));
-        vreinterpretq_f32_u32(vandq_u32(scaled, kept))
+        // Not less: a NaN is neither less nor more, and stays.
+        let lost = vcltq_f32(n, vdupq_n_f32(-125.0));
+        vreinterpretq_f32_u32(vbicq_u32(scaled, lost))
     }
     #[inline(always)]
     unsafe fn dot_pairs(acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {

@@ -147,13 +147,15 @@ impl Reader<'_> {
                 self.error("its header reaches beyond the end of the file; is the download complete?")
             );
         }
-        let mut first = (self.at - self.start) as usize;
-        if first as u64 + n > self.buffer.len() as u64 {
-            let len = self.left().min(n.max(AHEAD)) as usize;
+        // What was skipped may lie far beyond the buffer, further than memory has addresses.
+        if self.at - self.start + n > self.buffer.len() as u64 {
+            let len = usize::try_from(self.left().min(n.max(AHEAD)))
+                .map_err(|_| self.error(format!("its header has a piece of {n} bytes")))?;
             self.buffer.resize(len, 0);
             self.source.read_at(self.at, &mut self.buffer).map_err(|e| self.error(e.to_string()))?;
-            (self.start, first) = (self.at, 0);
+            self.start = self.at;
         }
+        let first = (self.at - self.start) as usize;
         self.at += n;
         Ok(&self.buffer[first..first + n as usize])
     }
