@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use reattention::methods::Selection;
 use reattention::methods::{Step, StepKind, build};
 use reattention::rope::{Clex, RopeConfig, RopeScaling};
-use reattention::{Context, KvDtype, LayerTrace, Settings};
+use reattention::{Context, KvDtype, LayerTrace, ModelShape, Settings};
 use reattention_kernels::{Backend, Position};
 use reattention_model::{Logits, Model, ModelError, Scratch};
 use serde_json::{Value, json};
@@ -136,7 +136,12 @@ fn attempt(dir: &Path, name: &str, backend: &Arc<dyn Backend>) -> anyhow::Result
     Ok(Outcome::Passed(text))
 }
 
-fn frequencies(case: &Case, rope: &RopeConfig, found: &mut Findings) -> anyhow::Result<()> {
+fn frequencies(
+    case: &Case,
+    shape: &ModelShape,
+    rope: &RopeConfig,
+    found: &mut Findings,
+) -> anyhow::Result<()> {
     let prompt = case.ids("input_ids")?.len();
     let is_clex = matches!(rope.scaling, RopeScaling::Clex(_));
     if is_clex {
@@ -152,11 +157,34 @@ fn frequencies(case: &Case, rope: &RopeConfig, found: &mut Findings) -> anyhow::
     // CLEX's case holds the plain frequencies.
     let length = if is_clex { 1 } else { prompt };
     let (inv_freq, multiplier) = rope.frequencies(length)?;
-    if case.has("inv_freq") {
-        relative("inv_freq", &inv_freq, &case.floats("inv_freq")?.1, 1e-5);
+    // Where kinds of layers differ, each has frequencies of its own.
+    let (sliding_freq, sliding_multiplier) = match &shape.sliding_rope {
+        Some(sliding) => sliding.frequencies(length)?,
+        None => (inv_freq.clone(), multiplier),
+    };
+    let kinds = [
+        ("", &inv_freq, multiplier),
+        (".full_attention", &inv_freq, multiplier),
+        (".sliding_attention", &sliding_freq, sliding_multiplier),
+    ];
+    for (kind, inv_freq, _) in kinds {
+        let name = format!("inv_freq{kind}");
+        if case.has(&name) {
+            let (_, want) = case.floats(&name)?;
+            ensure!(
+                want.len() == inv_freq.len(),
+                "`{name}` has {} numbers, not {}",
+                want.len(),
+                inv_freq.len()
+            );
+            relative(&name, inv_freq, &want, 1e-5);
+        }
     }
-    if let Some(want) = case.manifest.get("rope_attention_scaling").and_then(Value::as_f64) {
-        found.numbers("rope attention factor", &[multiplier], &[want as f32], 1e-6);
+    for (kind, _, multiplier) in kinds {
+        let name = format!("rope_attention_scaling{kind}");
+        if let Some(want) = case.manifest.get(&name).and_then(Value::as_f64) {
+            found.numbers(&name, &[multiplier], &[want as f32], 1e-6);
+        }
     }
     Ok(())
 }
@@ -195,7 +223,8 @@ struct Runner<'a> {
 impl Runner<'_> {
     /// Frequencies, prompt and continuation.
     fn check(&self, loose: bool, found: &mut Findings) -> anyhow::Result<()> {
-        frequencies(self.case, self.rope.as_ref().unwrap_or(&self.model.shape().rope), found)?;
+        let shape = self.model.shape();
+        frequencies(self.case, shape, self.rope.as_ref().unwrap_or(&shape.rope), found)?;
         self.whole(loose, found)?;
         if self.case.has("greedy_logits_nocache") {
             self.without_cache(found)?;
