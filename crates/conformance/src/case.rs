@@ -69,7 +69,7 @@ impl Case {
         params.and_then(|p| p.get(key)).with_context(|| format!("the manifest has no parameter `{key}`"))
     }
 
-    /// The model with the case's overrides.
+    /// The model with the case's overrides, of which a null removes its key.
     ///
     /// # Errors
     /// When it cannot be loaded.
@@ -80,11 +80,22 @@ impl Case {
         let mut config: Map<String, Value> = serde_json::from_str(&text)?;
         if let Some(overrides) = self.manifest.get("config_overrides").and_then(Value::as_object) {
             config.extend(overrides.clone());
+            config.retain(|key, value| !value.is_null() || !overrides.contains_key(key));
         }
         let config = Config::from_json(&serde_json::to_string(&config)?, &file.display().to_string())?;
         let config = self.with_clex_weights(config)?;
         let checkpoint = Checkpoint::open(&folder)?.with_config(config.clone());
         Ok(Model::new(config, checkpoint.load()?))
+    }
+
+    /// The GGUF form of the model, in cases that hold for it too; it needs no overrides.
+    ///
+    /// # Errors
+    /// When it cannot be loaded.
+    pub fn gguf_model(&self, dir: &Path) -> anyhow::Result<Option<Model>> {
+        let Ok(file) = self.text("gguf") else { return Ok(None) };
+        let checkpoint = Checkpoint::open(&dir.join(file))?;
+        Ok(Some(Model::new(checkpoint.config().clone(), checkpoint.load()?)))
     }
 
     /// CLEX's trained weights are part of a case, not of its model.

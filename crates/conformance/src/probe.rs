@@ -2,8 +2,8 @@
 
 use reattention_kernels::profile::Part;
 use reattention_kernels::{
-    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK, TopKRequest,
-    TopKRule,
+    Activation, Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK,
+    TopKRequest, TopKRule,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -69,6 +69,10 @@ impl Backend for Probe {
 
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
         self.inner.silu_mul(gate, up);
+    }
+
+    fn gate(&self, activation: Activation, gate: &mut [f32], up: &[f32]) {
+        self.inner.gate(activation, gate, up);
     }
 
     fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {

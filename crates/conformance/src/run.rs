@@ -7,9 +7,9 @@ use anyhow::{Context as _, ensure};
 use reattention::methods::Selection;
 use reattention::methods::{Step, StepKind, build};
 use reattention::rope::{Clex, RopeConfig, RopeScaling};
-use reattention::{Context, KvDtype, LayerTrace, Settings};
+use reattention::{Context, KvDtype, LayerTrace, ModelShape, Settings};
 use reattention_kernels::{Backend, Position};
-use reattention_model::{Logits, Model, Scratch};
+use reattention_model::{Logits, Model, ModelError, Scratch};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -80,17 +80,42 @@ fn attempt(dir: &Path, name: &str, backend: &Arc<dyn Backend>) -> anyhow::Result
     let Some((method, settings)) = methods::settings(&case)? else {
         return Ok(Outcome::Skipped(format!("method {} is not there yet", case.text("method")?)));
     };
-    let model = case.model(dir)?;
+    let model = match case.model(dir) {
+        Ok(model) => model,
+        Err(error) => match error.downcast_ref::<ModelError>() {
+            Some(refusal @ ModelError::Unserved { .. }) => {
+                return Ok(Outcome::Skipped(format!("refused by name: {refusal}")));
+            }
+            _ => return Err(error),
+        },
+    };
+    let twin = match case.text("same_logits_as") {
+        Ok(name) => Some(Case::read(dir, name)?),
+        Err(_) => None,
+    };
     let mut found = Findings::default();
-    let rope = methods::rope(&case, &model.shape().rope)?;
-    frequencies(&case, rope.as_ref().unwrap_or(&model.shape().rope), &mut found)?;
     let probe = Arc::new(Probe::new(Arc::clone(backend)));
-    let mut runner = Runner { case: &case, model: &model, probe: &probe, method, settings: &settings, rope };
     let loose = case.text("count_tie_break").is_ok_and(|t| !t.starts_with("lowest"));
-    runner.whole(loose, &mut found)?;
-    if case.has("greedy_logits_nocache") {
-        runner.without_cache(&mut found)?;
+    if let Some(model) = case.gguf_model(dir)? {
+        let twin = twin.as_ref();
+        let of_file = Runner {
+            case: &case,
+            twin,
+            model: &model,
+            probe: &probe,
+            method,
+            settings: &settings,
+            rope: None,
+        };
+        of_file.check(loose, &mut found)?;
+        found.failures.iter_mut().for_each(|failure| *failure = format!("GGUF: {failure}"));
+        found.notes.push("and from GGUF".into());
     }
+    let rope = methods::rope(&case, &model.shape().rope)?;
+    let twin = twin.as_ref();
+    let runner =
+        Runner { case: &case, twin, model: &model, probe: &probe, method, settings: &settings, rope };
+    runner.check(loose, &mut found)?;
     if backend.device().is_some() && !loose {
         runner.on_device(backend, &mut found)?;
         found.notes.push("calls one by one, and the model on the device".into());
@@ -111,7 +136,12 @@ fn attempt(dir: &Path, name: &str, backend: &Arc<dyn Backend>) -> anyhow::Result
     Ok(Outcome::Passed(text))
 }
 
-fn frequencies(case: &Case, rope: &RopeConfig, found: &mut Findings) -> anyhow::Result<()> {
+fn frequencies(
+    case: &Case,
+    shape: &ModelShape,
+    rope: &RopeConfig,
+    found: &mut Findings,
+) -> anyhow::Result<()> {
     let prompt = case.ids("input_ids")?.len();
     let is_clex = matches!(rope.scaling, RopeScaling::Clex(_));
     if is_clex {
@@ -127,11 +157,34 @@ fn frequencies(case: &Case, rope: &RopeConfig, found: &mut Findings) -> anyhow::
     // CLEX's case holds the plain frequencies.
     let length = if is_clex { 1 } else { prompt };
     let (inv_freq, multiplier) = rope.frequencies(length)?;
-    if case.has("inv_freq") {
-        relative("inv_freq", &inv_freq, &case.floats("inv_freq")?.1, 1e-5);
+    // Where kinds of layers differ, each has frequencies of its own.
+    let (sliding_freq, sliding_multiplier) = match &shape.sliding_rope {
+        Some(sliding) => sliding.frequencies(length)?,
+        None => (inv_freq.clone(), multiplier),
+    };
+    let kinds = [
+        ("", &inv_freq, multiplier),
+        (".full_attention", &inv_freq, multiplier),
+        (".sliding_attention", &sliding_freq, sliding_multiplier),
+    ];
+    for (kind, inv_freq, _) in kinds {
+        let name = format!("inv_freq{kind}");
+        if case.has(&name) {
+            let (_, want) = case.floats(&name)?;
+            ensure!(
+                want.len() == inv_freq.len(),
+                "`{name}` has {} numbers, not {}",
+                want.len(),
+                inv_freq.len()
+            );
+            relative(&name, inv_freq, &want, 1e-5);
+        }
     }
-    if let Some(want) = case.manifest.get("rope_attention_scaling").and_then(Value::as_f64) {
-        found.numbers("rope attention factor", &[multiplier], &[want as f32], 1e-6);
+    for (kind, _, multiplier) in kinds {
+        let name = format!("rope_attention_scaling{kind}");
+        if let Some(want) = case.manifest.get(&name).and_then(Value::as_f64) {
+            found.numbers(&name, &[multiplier], &[want as f32], 1e-6);
+        }
     }
     Ok(())
 }
@@ -158,6 +211,8 @@ fn clex_frequencies(
 
 struct Runner<'a> {
     case: &'a Case,
+    /// The case whose logits must come out too.
+    twin: Option<&'a Case>,
     model: &'a Model,
     probe: &'a Arc<Probe>,
     method: &'static str,
@@ -166,6 +221,17 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
+    /// Frequencies, prompt and continuation.
+    fn check(&self, loose: bool, found: &mut Findings) -> anyhow::Result<()> {
+        let shape = self.model.shape();
+        frequencies(self.case, shape, self.rope.as_ref().unwrap_or(&shape.rope), found)?;
+        self.whole(loose, found)?;
+        if self.case.has("greedy_logits_nocache") {
+            self.without_cache(found)?;
+        }
+        Ok(())
+    }
+
     fn context(&self) -> anyhow::Result<Context> {
         let shape = self.model.shape();
         let method = build(self.method, self.settings, shape)?;
@@ -174,7 +240,7 @@ impl Runner<'_> {
     }
 
     /// Prompt and greedy continuation. With `loose` ties the case is only comparable up to the first selection.
-    fn whole(&mut self, loose: bool, found: &mut Findings) -> anyhow::Result<()> {
+    fn whole(&self, loose: bool, found: &mut Findings) -> anyhow::Result<()> {
         let (case, prompt) = (self.case, self.case.ids("input_ids")?);
         let mut context = self.context()?;
         context.trace(true);
@@ -199,9 +265,9 @@ impl Runner<'_> {
         let vocab = self.model.config().vocab_size;
         let selecting =
             if loose { self.loose_votes(context.trace(true), &steps, found)? } else { usize::MAX };
-        for (positions, logits) in
-            [("logit_positions", "logits"), ("prefill_logit_positions", "prefill_logits")]
-        {
+        let own = [("logit_positions", "logits"), ("prefill_logit_positions", "prefill_logits")];
+        let twins = self.twin.into_iter().flat_map(|twin| own.map(|names| (twin, names)));
+        for (case, (positions, logits)) in own.map(|names| (case, names)).into_iter().chain(twins) {
             if case.has(logits) {
                 let (_, positions) = case.indices(positions)?;
                 let (_, want) = case.floats(logits)?;

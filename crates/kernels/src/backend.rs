@@ -1,7 +1,9 @@
 //! The contract between the engine and the arithmetic.
 
 use crate::profile::Part;
-use crate::{Device, KvView, ListedRequest, LowBitKeys, Matrix, Segment, SignRequest, TopK, TopKRequest};
+use crate::{
+    Activation, Device, KvView, ListedRequest, LowBitKeys, Matrix, Segment, SignRequest, TopK, TopKRequest,
+};
 
 /// Raw queries (before RoPE) of the tokens of one step.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +66,15 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// SwiGLU's product: `gate = silu(gate) · up`, elementwise.
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]);
+
+    /// The product of a gated MLP, elementwise, left in `gate`.
+    fn gate(&self, activation: Activation, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "gate: lengths of gate and up");
+        match activation {
+            Activation::Silu => self.silu_mul(gate, up),
+            other => gate.iter_mut().zip(up).for_each(|(g, u)| *g = other.of(*g, *u)),
+        }
+    }
 
     /// The keys of `request.keys` with the largest `q · k` for each query and head, without rotation, scaling or mask.
     ///

@@ -9,6 +9,7 @@
 //! Shapes are written outermost first, for instance `[q_len, n_heads, head_dim]`: one token's heads lie together.
 #![deny(missing_docs)]
 
+mod activation;
 mod arena;
 mod backend;
 pub mod bench;
@@ -29,6 +30,7 @@ mod segment;
 mod signs;
 mod top_k;
 
+pub use activation::Activation;
 pub use arena::{Arena, Slab};
 pub use backend::{Backend, Queries};
 pub use blocks::BlockType;

@@ -6,8 +6,8 @@
 
 use crate::cpu::visible;
 use crate::{
-    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Pages, Queries, Segment, SignRequest, TopK,
-    TopKRequest,
+    Activation, Backend, KvView, ListedRequest, LowBitKeys, Matrix, Pages, Queries, Segment, SignRequest,
+    TopK, TopKRequest,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -249,6 +249,10 @@ impl Backend for Profiler {
 
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
         self.charge(Part::Elementwise, (0.0, 0.0), || self.inner.silu_mul(gate, up));
+    }
+
+    fn gate(&self, activation: Activation, gate: &mut [f32], up: &[f32]) {
+        self.charge(Part::Elementwise, (0.0, 0.0), || self.inner.gate(activation, gate, up));
     }
 
     fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {

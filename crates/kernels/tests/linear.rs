@@ -2,7 +2,7 @@
 
 mod common;
 use common::{Rng, assert_close, backends};
-use reattention_kernels::{Backend, Buffer, Matrix, MatrixData, Reference, bf16, f16};
+use reattention_kernels::{Activation, Backend, Buffer, Matrix, MatrixData, Reference, bf16, f16};
 
 fn matrix(kind: usize, rows: usize, cols: usize, rng: &mut Rng) -> Matrix {
     let values: Vec<f32> = (0..rows * cols).map(|_| rng.normal()).collect();
@@ -85,16 +85,23 @@ fn norms_and_activations_agree_with_the_reference() {
         let mut want = vec![0.0; rows * dim];
         Reference.rms_norm(&x, &weight, 1e-6, &mut want);
         let up: Vec<f32> = (0..rows * dim).map(|_| rng.normal()).collect();
-        let mut want_silu = x.clone();
-        Reference.silu_mul(&mut want_silu, &up);
+        let activations =
+            [Activation::Silu, Activation::GeluTanh, Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 }];
+        let want_gated = activations.map(|activation| {
+            let mut want = x.clone();
+            Reference.gate(activation, &mut want, &up);
+            want
+        });
         for backend in backends().iter().flatten() {
             let what = format!("{}: {rows} x {dim}", backend.name());
             let mut got = vec![0.0; rows * dim];
             backend.rms_norm(&x, &weight, 1e-6, &mut got);
             assert_close(&got, &want, 2e-6, &what);
-            let mut got = x.clone();
-            backend.silu_mul(&mut got, &up);
-            assert_close(&got, &want_silu, 2e-6, &what);
+            for (activation, want) in activations.into_iter().zip(&want_gated) {
+                let mut got = x.clone();
+                backend.gate(activation, &mut got, &up);
+                assert_close(&got, want, 3e-6, &format!("{what}, {activation:?}"));
+            }
         }
     }
 }
@@ -114,5 +121,34 @@ fn silu_holds_at_the_ends() {
         let mut got = [f32::NAN, 1.0];
         backend.silu_mul(&mut got, &[1.0; 2]);
         assert!(got[0].is_nan() && got[1] > 0.7, "{}", backend.name());
+    }
+}
+
+#[test]
+fn activations_have_the_values_of_their_formulas() {
+    let clamped = Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 };
+    let cases = [
+        (Activation::GeluTanh, 1.0, 1.0, 0.841_192),
+        (Activation::GeluTanh, -2.0, 3.0, 3.0 * -0.045_402_3),
+        (Activation::GeluTanh, -3e38, 1.0, 0.0),
+        (Activation::GeluTanh, 1e20, 1.0, 1e20),
+        (clamped, 0.5, -0.25, 0.5 * 0.700_776_9 * 0.75),
+        (clamped, 10.0, -9.0, 7.0 * 0.999_993_3 * -6.0),
+        // From below only the product is bounded.
+        (clamped, -8.0, 9.0, -8.0 * 1.220_804e-6 * 8.0),
+        (clamped, -3e38, 1.0, 0.0),
+    ];
+    let (cpus, plain) = (backends(), Reference);
+    let all = cpus.iter().flatten().map(|cpu| cpu as &dyn Backend).chain([&plain as &dyn Backend]);
+    for backend in all {
+        for (activation, gate, up, want) in cases {
+            let mut got = [gate];
+            backend.gate(activation, &mut got, &[up]);
+            let what = format!("{}: {activation:?} of {gate} and {up}", backend.name());
+            assert!((got[0] - want).abs() <= 2e-5 * want.abs(), "{what} is {}, expected {want}", got[0]);
+            let mut bad = [f32::NAN, 1.0];
+            backend.gate(activation, &mut bad, &[1.0, f32::NAN]);
+            assert!(bad.iter().all(|x| x.is_nan()), "{what}: {bad:?}");
+        }
     }
 }

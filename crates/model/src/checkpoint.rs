@@ -176,11 +176,10 @@ impl Checkpoint {
 
     fn layout(&self) -> Layout {
         let family = self.config.family;
-        match &self.files {
-            Files::HuggingFace(..) => {
-                Layout { names: family.tensors, packed_qkv: family.packed_qkv, interleaved: false }
-            }
-            Files::Gguf(gguf) => gguf.layout(family),
-        }
+        let layout = match &self.files {
+            Files::HuggingFace(..) => Layout::hugging_face(family),
+            Files::Gguf(_) => Layout::gguf(family),
+        };
+        layout.as_found(&self.config, self.store())
     }
 }

@@ -1,22 +1,20 @@
 //! A model's configuration, from Hugging Face's config.json.
 
+mod experts;
+mod layers;
 mod rope;
 
+pub use experts::Experts;
+
+use crate::family::{Biases, Scales};
 use crate::files::read_text;
 use crate::{Family, ModelError};
 use reattention::rope::RopeConfig;
 use reattention::{DualChunk, LayerAttention, ModelShape};
+use reattention_kernels::Activation;
 use serde_json::{Map, Value};
 use std::path::Path;
-
-/// Layers that see only the last `size` tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlidingWindow {
-    /// Key `j` is visible from query `i` when `i - size < j <= i`.
-    pub size: usize,
-    /// The first layer with a sliding window; the ones below attend to everything.
-    pub first_layer: usize,
-}
+use std::sync::Arc;
 
 /// Architecture and sizes of a model. One that exists is valid: it only comes from the parsers, which check everything.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +26,7 @@ pub struct Config {
     pub n_layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Width of the MLP.
+    /// Width of the MLP, where it is not a choice among experts.
     pub intermediate: usize,
     /// Query heads.
     pub n_heads: usize,
@@ -48,6 +46,24 @@ pub struct Config {
     pub o_bias: bool,
     /// The MLP's three matrices have a bias.
     pub mlp_bias: bool,
+    /// Activation of the MLP and of the experts.
+    pub activation: Activation,
+    /// Embeddings are multiplied by this.
+    pub embedding_scale: f32,
+    /// What attention and MLP give is multiplied by this before it is added.
+    pub residual_scale: f32,
+    /// Scores are multiplied by this, where it is not `1 / sqrt(head_dim)`.
+    pub attention_scale: Option<f32>,
+    /// Scores `s` become `c · tanh(s / c)` for this `c`.
+    pub attention_softcap: Option<f32>,
+    /// Logits are multiplied by this.
+    pub logit_scale: f32,
+    /// Logits `z` then become `c · tanh(z / c)` for this `c`.
+    pub logit_softcap: Option<f32>,
+    /// What each layer's attention is; `n_layers` of them.
+    pub layers: Arc<[LayerAttention]>,
+    /// The sparse layers, in a mixture of experts.
+    pub experts: Option<Experts>,
     /// Rotary embedding, with the window (`max_position_embeddings`). A CLEX layer's is only complete once its weights were read,
     /// as opening a [`Checkpoint`](crate::Checkpoint) does.
     pub rope: RopeConfig,
@@ -55,8 +71,6 @@ pub struct Config {
     pub sliding_rope: Option<RopeConfig>,
     /// Dual chunk attention, for models trained with it (Qwen2.5-1M).
     pub dual_chunk: Option<DualChunk>,
-    /// Sliding-window attention, for models trained with it.
-    pub sliding_window: Option<SlidingWindow>,
     /// Token that begins a text.
     pub bos_id: Option<u32>,
     /// Tokens that end an answer; may be empty.
@@ -87,8 +101,9 @@ impl Config {
     /// # Errors
     /// As [`Config::from_dir`].
     pub fn from_json(text: &str, file: &str) -> Result<Self, ModelError> {
-        let fields = Fields::parse(text, file)?;
+        let mut fields = Fields::parse(text, file)?.language_model()?;
         let family = fields.family()?;
+        fields.fill(family)?;
         fields.refuse_foreign_features()?;
         let n_layers = fields.size("num_hidden_layers", 1 << 12)?;
         let hidden = fields.size("hidden_size", 1 << 20)?;
@@ -110,15 +125,17 @@ impl Config {
             None => fields.size("max_position_embeddings", 1 << 32)?,
         };
         let dual_chunk = dual_chunk.map(|(chunks, _)| chunks);
-        let rotary = rope::parse(&fields, head_dim, window, family.name != "olmo3")?;
-        let attention_bias = fields.boolean("attention_bias")?.or(fields.boolean("bias")?);
-        let (qkv_bias, o_bias) = match family.name {
-            "llama" | "qwen3" => (attention_bias == Some(true), attention_bias == Some(true)),
-            // InternLM2's published code takes a bias where its `bias` is absent.
-            "internlm2" => (attention_bias != Some(false), attention_bias != Some(false)),
-            // Mistral and Qwen2 fix their biases; published code reads no key for them.
-            _ => (family.qkv_bias, false),
+        let rotary = rope::parse(&fields, head_dim, window, family.scales_sliding)?;
+        let (qkv_bias, o_bias) = match family.biases {
+            Biases::None => (false, false),
+            Biases::Qkv => (true, false),
+            Biases::QkvBy(key) => (fields.boolean(key)? == Some(true), false),
+            Biases::AllBy(key) => {
+                let has = fields.boolean(key)? == Some(true);
+                (has, has)
+            }
         };
+        let scales = fields.scales(family, hidden)?;
         let config = Self {
             family,
             n_layers,
@@ -132,11 +149,19 @@ impl Config {
             tie_embeddings: fields.boolean("tie_word_embeddings")?.unwrap_or(false),
             qkv_bias,
             o_bias,
-            mlp_bias: family.name == "llama" && fields.boolean("mlp_bias")?.unwrap_or(false),
+            mlp_bias: family.reads_mlp_bias && fields.boolean("mlp_bias")? == Some(true),
+            activation: fields.activation(family)?,
+            embedding_scale: scales.embedding,
+            residual_scale: scales.residual,
+            attention_scale: scales.attention,
+            attention_softcap: scales.attention_softcap,
+            logit_scale: scales.logits,
+            logit_softcap: scales.logit_softcap,
+            layers: layers::parse(&fields, family, n_layers, window)?.into(),
+            experts: experts::parse(&fields, family, n_layers)?,
             rope: rotary.full,
             sliding_rope: rotary.sliding,
             dual_chunk,
-            sliding_window: fields.sliding_window(family, n_layers)?,
             bos_id: fields.tokens("bos_token_id")?.and_then(|ids| ids.first().copied()),
             eos_ids: fields.tokens("eos_token_id")?.unwrap_or_default(),
             dtype: fields.text("torch_dtype").or(fields.text("dtype")).map(str::to_string),
@@ -171,14 +196,9 @@ impl Config {
             rope: self.rope.clone(),
             sliding_rope: self.sliding_rope.clone(),
             dual_chunk: self.dual_chunk,
-            layers: (0..self.n_layers)
-                .map(|layer| LayerAttention {
-                    window: self.sliding_window.filter(|w| layer >= w.first_layer).map(|w| w.size),
-                    rotates: true,
-                })
-                .collect(),
-            scale: None,
-            softcap: None,
+            layers: Arc::clone(&self.layers),
+            scale: self.attention_scale,
+            softcap: self.attention_softcap,
         }
     }
 
@@ -202,7 +222,9 @@ impl Config {
         if !(self.rms_eps > 0.0 && self.rms_eps < 1.0) {
             return error("rms_norm_eps", format!("is {}; it must be between 0 and 1", self.rms_eps));
         }
-        self.rope.validate().map_err(|error| ModelError::Rope { file: file.into(), error })?;
+        for rope in std::iter::once(&self.rope).chain(&self.sliding_rope) {
+            rope.validate().map_err(|error| ModelError::Rope { file: file.into(), error })?;
+        }
         // Some published configurations name a begin token beyond the vocabulary they trim; such a token is no token.
         let known = |id: &u32| (*id as usize) < self.vocab_size;
         let (bos_id, eos_ids) =
@@ -304,8 +326,42 @@ impl<'a> Fields<'a> {
         self.get(key)
     }
 
+    pub(crate) fn list(&self, key: &str) -> Result<Option<&[Value]>, ModelError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(list)) => Ok(Some(list)),
+            Some(_) => Err(self.error(key, "must be a list or null")),
+        }
+    }
+
+    /// The configuration of the language model in one that has other parts besides; their tensors are left alone.
+    fn language_model(mut self) -> Result<Self, ModelError> {
+        const SERVED: [&str; 2] = ["Gemma3ForConditionalGeneration", "Mistral3ForConditionalGeneration"];
+        let is_served = self.class().is_some_and(|class| SERVED.contains(&class));
+        let Some(Value::Object(text)) = self.map.get("text_config").filter(|_| is_served) else {
+            return Ok(self);
+        };
+        let text = text.clone();
+        self.map.remove("architectures");
+        self.map.remove("model_type");
+        self.map.extend(text);
+        Ok(self)
+    }
+
+    /// Adds what the published configuration class has for keys that are not there.
+    fn fill(&mut self, family: &Family) -> Result<(), ModelError> {
+        for (key, value) in Fields::parse(family.defaults, self.file)?.map {
+            self.map.entry(key).or_insert(value);
+        }
+        Ok(())
+    }
+
+    fn class(&self) -> Option<&str> {
+        self.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str)
+    }
+
     fn family(&self) -> Result<&'static Family, ModelError> {
-        let class = self.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+        let class = self.class();
         let by_class = |c: &str| Family::all().iter().find(|f| f.architecture.eq_ignore_ascii_case(c));
         let found = match (self.text("model_type"), class) {
             (Some(name), Some(class)) => {
@@ -316,9 +372,9 @@ impl<'a> Fields<'a> {
             (None, None) => return Err(self.error("model_type", "is missing, and so is `architectures`")),
         };
         found.ok_or_else(|| {
+            let found = class.or(self.text("model_type")).unwrap_or_default();
             let known: Vec<_> = Family::all().iter().map(|f| f.architecture).collect();
-            let found = class.or(self.text("model_type")).unwrap_or_default().chars().take(80).collect();
-            ModelError::UnknownArchitecture { file: self.file.into(), found, known: known.join(", ") }
+            ModelError::architecture(self.file, self.text("model_type").unwrap_or(found), found, &known)
         })
     }
 
@@ -341,22 +397,12 @@ impl<'a> Fields<'a> {
 
     fn refuse_foreign_features(&self) -> Result<(), ModelError> {
         let refuse = |what: String, help| Err(ModelError::unsupported(self.file, what, help));
-        match self.text("hidden_act") {
-            None | Some("silu" | "swish") => {}
-            Some(other) => return refuse(format!("activation `{other}` (hidden_act)"), "only silu is"),
+        if self.boolean("use_bidirectional_attention")? == Some(true) {
+            return refuse("attention to later tokens (use_bidirectional_attention)".into(), "");
         }
-        for key in [
-            "num_experts",
-            "num_local_experts",
-            "n_routed_experts",
-            "num_experts_per_tok",
-            "moe_intermediate_size",
-        ] {
-            if self.number(key)?.is_some_and(|n| n > 1.0) {
-                return refuse(format!("mixture of experts ({key})"), "use a dense model");
-            }
-        }
-        if self.has("quantization_config") {
+        let method = self.object("quantization_config")?;
+        // What MXFP4 leaves of gpt-oss' experts is read as it is.
+        if method.is_some_and(|m| m.text("quant_method") != Some("mxfp4")) {
             return refuse(
                 "a quantised Hugging Face checkpoint (quantization_config)".into(),
                 "use the bf16 checkpoint or a GGUF file",
@@ -365,37 +411,70 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    fn sliding_window(&self, family: &Family, n_layers: usize) -> Result<Option<SlidingWindow>, ModelError> {
-        let first_layer = match family.name {
-            "mistral" => 0,
-            "qwen2" | "qwen3" if self.boolean("use_sliding_window")? == Some(true) => {
-                match self.get("max_window_layers").map(Value::as_u64) {
-                    None => {
-                        return Err(
-                            self.error("max_window_layers", "is missing, but use_sliding_window is true")
-                        );
-                    }
-                    Some(None) => return Err(self.error("max_window_layers", "must be a whole number")),
-                    Some(Some(n)) => n.min(n_layers as u64) as usize,
-                }
-            }
-            _ => return Ok(None),
+    fn activation(&self, family: &Family) -> Result<Activation, ModelError> {
+        let Some(key) = family.activation_key else {
+            let positive = |key: &str| match self.number(key)? {
+                Some(x) if x > 0.0 && x < 1e4 => Ok(x as f32),
+                found => Err(self.error(key, format!("is {found:?}; it must be a number above 0"))),
+            };
+            return Ok(Activation::ClampedSwiglu {
+                alpha: positive("swiglu_alpha")?,
+                limit: positive("swiglu_limit")?,
+            });
         };
-        let Some(size) = self.optional_size("sliding_window", 1 << 32)? else { return Ok(None) };
-        let first_layer = self.first_sliding_layer(n_layers)?.unwrap_or(first_layer);
-        Ok((first_layer < n_layers).then_some(SlidingWindow { size, first_layer }))
+        match self.text(key) {
+            None | Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
+            Some(other) => {
+                let other: String = other.chars().take(80).collect();
+                let what = format!("activation `{other}` ({key})");
+                Err(ModelError::unsupported(self.file, what, "silu and gelu_pytorch_tanh are"))
+            }
+        }
     }
 
-    /// `layer_types` of newer files lists each layer; only "full below, sliding above" can be served.
-    fn first_sliding_layer(&self, n_layers: usize) -> Result<Option<usize>, ModelError> {
-        let Some(types) = self.get("layer_types").and_then(Value::as_array) else { return Ok(None) };
-        let sliding: Vec<bool> = types.iter().map(|t| t.as_str() == Some("sliding_attention")).collect();
-        let first = sliding.iter().position(|&s| s).unwrap_or(n_layers);
-        if sliding.len() == n_layers && sliding.iter().skip(first).all(|&s| s) {
-            return Ok(Some(first));
-        }
-        Err(ModelError::unsupported(self.file, "an interleaved pattern of sliding layers (layer_types)", ""))
+    fn scales(&self, family: &Family, hidden: usize) -> Result<Found, ModelError> {
+        let positive = |key: &str| match self.number(key)? {
+            None => Ok(None),
+            Some(x) if x > 0.0 && x < 1e9 => Ok(Some(x as f32)),
+            Some(x) => Err(self.error(key, format!("is {x}; it must be above 0"))),
+        };
+        let plain = Found {
+            embedding: 1.0,
+            residual: 1.0,
+            attention: None,
+            attention_softcap: None,
+            logits: 1.0,
+            logit_softcap: None,
+        };
+        Ok(match family.scales {
+            Scales::Plain => plain,
+            Scales::Gemma => Found {
+                embedding: (hidden as f32).sqrt(),
+                attention: positive("query_pre_attn_scalar")?.map(|scalar| 1.0 / scalar.sqrt()),
+                attention_softcap: positive("attn_logit_softcapping")?,
+                logit_softcap: positive("final_logit_softcapping")?,
+                ..plain
+            },
+            Scales::Granite => Found {
+                embedding: positive("embedding_multiplier")?.unwrap_or(1.0),
+                residual: positive("residual_multiplier")?.unwrap_or(1.0),
+                attention: positive("attention_multiplier")?,
+                logits: 1.0 / positive("logits_scaling")?.unwrap_or(1.0),
+                ..plain
+            },
+        })
     }
+}
+
+/// By what a family multiplies, as its configuration has it.
+struct Found {
+    embedding: f32,
+    residual: f32,
+    attention: Option<f32>,
+    attention_softcap: Option<f32>,
+    logits: f32,
+    logit_softcap: Option<f32>,
 }
 
 #[cfg(test)]

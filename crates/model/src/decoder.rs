@@ -1,8 +1,9 @@
 //! The decoder: one forward pass for all families.
 
+use crate::Config;
+use crate::mlp::{self, MlpScratch};
 use crate::on_device::{DeviceScratch, Placed};
 use crate::weights::{LayerWeights, Weights};
-use crate::{Config, Linear};
 use reattention::methods::{Step, StepKind};
 use reattention::{Context, MethodError, ModelShape};
 use reattention_kernels::Backend;
@@ -47,8 +48,7 @@ pub struct Scratch {
     v: Vec<f32>,
     attended: Vec<f32>,
     projected: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    mlp: MlpScratch,
     pub(crate) device: Option<Box<DeviceScratch>>,
 }
 
@@ -58,7 +58,8 @@ impl Scratch {
         let shape = config.shape();
         let heads = shape.n_heads * shape.head_dim;
         let kv_heads = shape.n_kv_heads * shape.head_dim;
-        4 * tokens * (3 * config.hidden + 2 * heads + 2 * kv_heads + 2 * config.intermediate)
+        4 * tokens * (3 * config.hidden + 2 * heads + 2 * kv_heads)
+            + MlpScratch::planned_bytes(config, tokens)
     }
 }
 
@@ -174,6 +175,7 @@ impl Model {
         for (row, &token) in scratch.hidden.chunks_exact_mut(hidden).zip(tokens) {
             self.weights.embed.copy_row(token as usize, row);
         }
+        scale(self.config.embedding_scale, &mut scratch.hidden);
         context.begin(step);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             if let Some(observe) = observe.as_deref_mut() {
@@ -216,15 +218,30 @@ impl Model {
         };
         let wanted: Vec<f32> =
             rows.iter().flat_map(|&r| scratch.hidden[r * hidden..(r + 1) * hidden].iter().copied()).collect();
-        let normed = &mut scratch.normed[..wanted.len()];
-        backend.rms_norm(&wanted, &self.weights.norm, self.config.rms_eps, normed);
         let mut logits = vec![0.0; rows.len() * self.weights.lm_head.rows()];
         if !rows.is_empty() {
-            backend.mark(Part::Head);
-            self.weights.lm_head.forward(backend, normed, rows.len(), &mut logits);
-            backend.mark(Part::Other);
+            self.head_on_host(&wanted, rows.len(), &mut scratch.normed[..wanted.len()], &mut logits, backend);
         }
         Ok(logits)
+    }
+
+    /// Logits of `rows` hidden states. `normed` is memory to work in, as long as the states.
+    fn head_on_host(
+        &self,
+        states: &[f32],
+        rows: usize,
+        normed: &mut [f32],
+        logits: &mut [f32],
+        backend: &dyn Backend,
+    ) {
+        backend.rms_norm(states, &self.weights.norm, self.config.rms_eps, normed);
+        backend.mark(Part::Head);
+        self.weights.lm_head.forward(backend, normed, rows, logits);
+        scale(self.config.logit_scale, logits);
+        if let Some(cap) = self.config.logit_softcap {
+            logits.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
+        }
+        backend.mark(Part::Other);
     }
 
     /// Losses of `targets` after the first of the hidden states `states`, a few rows at a time: the logits of a whole step
@@ -235,12 +252,8 @@ impl Model {
         let mut losses = Vec::with_capacity(targets.len());
         for (block, targets) in targets.chunks(LOSS_ROWS).enumerate() {
             let states = &states[block * LOSS_ROWS * hidden..][..targets.len() * hidden];
-            let normed = &mut normed[..states.len()];
-            backend.rms_norm(states, &self.weights.norm, self.config.rms_eps, normed);
             let logits = &mut logits[..targets.len() * vocab];
-            backend.mark(Part::Head);
-            self.weights.lm_head.forward(backend, normed, targets.len(), logits);
-            backend.mark(Part::Other);
+            self.head_on_host(states, targets.len(), &mut normed[..states.len()], logits, backend);
             for (row, &target) in logits.chunks_exact(vocab).zip(targets) {
                 let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let sum: f64 = row.iter().map(|l| f64::from(l - max).exp()).sum();
@@ -263,24 +276,41 @@ impl Model {
         self.keys_and_values(layer, n, s, backend);
         backend.mark(Part::Projections);
         layer.q.forward(backend, &s.normed, n, &mut s.q);
-        self.norm_heads(&layer.q_norm, &mut s.q, &mut s.attended, backend);
-        context.attend(index, &s.q, &s.k, &s.v, None, &mut s.attended)?;
+        self.norm_within(&layer.q_norm, &mut s.q, &mut s.attended, backend);
+        context.attend(index, &s.q, &s.k, &s.v, layer.sinks.as_deref(), &mut s.attended)?;
         backend.mark(Part::Projections);
-        project_and_add(&layer.o, n, &s.attended, &mut s.projected, &mut s.hidden, backend);
+        layer.o.forward(backend, &s.attended, n, &mut s.projected);
+        self.add(&layer.attn_post_norm, s, backend);
         Ok(())
     }
 
     /// Raw keys and values of the hidden states, whose normed form is left in `normed`.
     fn keys_and_values(&self, layer: &LayerWeights, n: usize, s: &mut Scratch, backend: &dyn Backend) {
-        backend.rms_norm(&s.hidden, &layer.attn_norm, self.config.rms_eps, &mut s.normed);
+        self.norm_or_copy(&layer.attn_norm, &s.hidden, &mut s.normed, backend);
         backend.mark(Part::Projections);
         layer.k.forward(backend, &s.normed, n, &mut s.k);
         layer.v.forward(backend, &s.normed, n, &mut s.v);
-        self.norm_heads(&layer.k_norm, &mut s.k, &mut s.attended, backend);
+        self.norm_within(&layer.k_norm, &mut s.k, &mut s.attended, backend);
     }
 
-    /// Qwen3 norms each head's vector. `free` is memory that holds nothing yet.
-    fn norm_heads(
+    /// `hidden += mlp(x)` of the normed hidden states `x`.
+    fn mlp(&self, layer: &LayerWeights, n: usize, s: &mut Scratch, backend: &dyn Backend) {
+        self.norm_or_copy(&layer.mlp_norm, &s.hidden, &mut s.normed, backend);
+        backend.mark(Part::Mlp);
+        mlp::forward(&layer.mlp, &self.config, backend, &s.normed, n, &mut s.projected, &mut s.mlp);
+        self.add(&layer.mlp_post_norm, s, backend);
+    }
+
+    fn norm_or_copy(&self, weight: &Option<Vec<f32>>, x: &[f32], y: &mut [f32], backend: &dyn Backend) {
+        match weight {
+            Some(weight) => backend.rms_norm(x, weight, self.config.rms_eps, y),
+            None => y.copy_from_slice(x),
+        }
+    }
+
+    /// Norms each run of `rows` as long as the weight: a head's vector, or all heads of a token. `free` is memory that holds
+    /// nothing yet.
+    fn norm_within(
         &self,
         weight: &Option<Vec<f32>>,
         rows: &mut [f32],
@@ -294,28 +324,25 @@ impl Model {
         }
     }
 
-    /// `hidden += down(silu(gate(x)) · up(x))` of the normed hidden states `x`.
-    fn mlp(&self, layer: &LayerWeights, n: usize, s: &mut Scratch, backend: &dyn Backend) {
-        backend.rms_norm(&s.hidden, &layer.mlp_norm, self.config.rms_eps, &mut s.normed);
-        backend.mark(Part::Mlp);
-        layer.gate.forward(backend, &s.normed, n, &mut s.gate);
-        layer.up.forward(backend, &s.normed, n, &mut s.up);
-        backend.silu_mul(&mut s.gate, &s.up);
-        project_and_add(&layer.down, n, &s.gate, &mut s.projected, &mut s.hidden, backend);
+    /// Adds what a branch gave, `projected`, to the hidden states, after its norm where there is one.
+    fn add(&self, norm: &Option<Vec<f32>>, s: &mut Scratch, backend: &dyn Backend) {
+        let given = match norm {
+            None => &s.projected,
+            Some(weight) => {
+                backend.rms_norm(&s.projected, weight, self.config.rms_eps, &mut s.normed);
+                &s.normed
+            }
+        };
+        backend.mark(Part::Elementwise);
+        let by = self.config.residual_scale;
+        s.hidden.iter_mut().zip(given).for_each(|(h, y)| *h += by * y);
     }
 }
 
-fn project_and_add(
-    w: &Linear,
-    n: usize,
-    x: &[f32],
-    y: &mut [f32],
-    hidden: &mut [f32],
-    backend: &dyn Backend,
-) {
-    w.forward(backend, x, n, y);
-    backend.mark(Part::Elementwise);
-    hidden.iter_mut().zip(y).for_each(|(h, y)| *h += *y);
+fn scale(by: f32, values: &mut [f32]) {
+    if by != 1.0 {
+        values.iter_mut().for_each(|x| *x *= by);
+    }
 }
 
 impl Scratch {
@@ -330,10 +357,9 @@ impl Scratch {
             (&mut self.v, kv_heads),
             (&mut self.attended, heads),
             (&mut self.projected, n * config.hidden),
-            (&mut self.gate, n * config.intermediate),
-            (&mut self.up, n * config.intermediate),
         ] {
             buffer.resize(len, 0.0);
         }
+        self.mlp.resize(config, n);
     }
 }

@@ -37,6 +37,20 @@ pub enum ModelError {
         /// The supported ones.
         known: String,
     },
+    /// The architecture is known, but has parts that this engine does not compute.
+    #[error("{file}: {name} (`{found}`) cannot be served: {reason}; known are {known}")]
+    Unserved {
+        /// The configuration.
+        file: String,
+        /// The name people know it by.
+        name: &'static str,
+        /// The name in the file.
+        found: String,
+        /// What stands in the way.
+        reason: &'static str,
+        /// The supported ones.
+        known: String,
+    },
     /// A value of the configuration is missing, malformed or out of range.
     #[error("{file}: `{key}` {reason}")]
     Config {
@@ -148,6 +162,16 @@ impl ModelError {
     /// For `map_err` on file operations.
     pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
         move |error| Self::Io { path: path.to_path_buf(), error }
+    }
+
+    /// The refusal of an architecture: `id` is what tables know it by, `found` what the file calls it.
+    pub(crate) fn architecture(file: &str, id: &str, found: &str, known: &[&str]) -> Self {
+        let (file, known) = (file.into(), known.join(", "));
+        let found = found.chars().take(80).collect();
+        match crate::family::unserved(id) {
+            Some((name, reason)) => Self::Unserved { file, name, found, reason, known },
+            None => Self::UnknownArchitecture { file, found, known },
+        }
     }
 
     pub(crate) fn config(file: &str, key: &str, reason: impl Into<String>) -> Self {

@@ -16,7 +16,7 @@ pub fn safetensors(data: &[u8]) -> bool {
     let source = Source::memory("data", data.to_vec());
     let Ok(tensors) = SafeTensors::from_sources(Path::new("data"), vec![source]) else { return false };
     let Ok(config) = Shape::tiny("llama").config() else { return false };
-    let layout = Layout { names: config.family.tensors, packed_qkv: false, interleaved: false };
+    let layout = Layout::hugging_face(config.family).as_found(&config, &tensors);
     weights::load(&config, layout, &tensors).is_ok()
 }
 
@@ -26,7 +26,7 @@ pub fn gguf(data: &[u8]) -> bool {
     let tokenizer = gguf.tokenizer().and_then(|t| t.encode("the 東 <|eos|>", true));
     let _ = gguf.chat_template().map(|t| t.map(|t| t.render(&[Message::user("a")], true)));
     let Ok(config) = gguf.config() else { return false };
-    let layout = gguf.layout(config.family);
+    let layout = Layout::gguf(config.family).as_found(&config, &gguf);
     let fits = weights::plan(&config, layout, &gguf).is_ok_and(|plan| plan.bytes_resident < MOST);
     fits && weights::load(&config, layout, &gguf).is_ok() && tokenizer.is_ok()
 }
@@ -37,7 +37,7 @@ pub fn config(data: &[u8]) -> bool {
     let Ok(config) = Config::from_json(&text, "config.json") else { return false };
     let shape = config.shape();
     match shape.rope.frequencies(shape.window) {
-        Ok((frequencies, _)) => assert_eq!(frequencies.len(), shape.head_dim / 2),
+        Ok((frequencies, _)) => assert_eq!(frequencies.len(), shape.rope.dim / 2),
         Err(error) => assert_eq!(error, RopeError::Unsolved),
     }
     assert_eq!(shape.group() * shape.n_kv_heads, shape.n_heads);

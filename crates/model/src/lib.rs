@@ -15,6 +15,7 @@ mod fingerprint;
 #[doc(hidden)]
 pub mod fuzzing;
 mod linear;
+mod mlp;
 mod on_device;
 mod quant;
 pub mod synth;
@@ -23,13 +24,15 @@ mod tokenizer;
 mod weights;
 
 pub use checkpoint::{Bundle, Checkpoint, load};
-pub use config::{Config, SlidingWindow};
+pub use config::{Config, Experts};
 pub use decoder::{Logits, Model, Observer, Scratch, loss_bytes};
 pub use error::ModelError;
-pub use family::{Family, TensorNames};
+pub use family::{
+    Biases, ExpertForm, ExpertNames, ExpertRules, Family, Form, Packing, QkNorm, Scales, Sliding, TensorNames,
+};
 pub use linear::{Linear, Weight};
 pub use on_device::device_scratch_bytes;
 pub use quant::{QuantMatrix, candle_product};
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::{DecodeStream, Encoded, Tokenizer};
-pub use weights::{LayerWeights, SafeTensors, Source, WeightPlan, Weights};
+pub use weights::{GatedMlp, LayerWeights, Mlp, SafeTensors, Source, SparseMlp, WeightPlan, Weights};

@@ -3,11 +3,13 @@
 
 use crate::decoder::{Logits, Model, Observer};
 use crate::linear::{Linear, Weight};
-use crate::weights::{LayerWeights, Weights};
+use crate::weights::{LayerWeights, Mlp, Weights};
 use crate::{Config, Scratch};
 use reattention::methods::{Step, StepKind};
 use reattention::{Context, MethodError};
-use reattention_kernels::{Backend, Device, DeviceError, DeviceMatrix, DeviceType, MatrixData, Tensor};
+use reattention_kernels::{
+    Activation, Backend, Device, DeviceError, DeviceMatrix, DeviceType, MatrixData, Tensor,
+};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Rows of logits that a device works out at once.
@@ -68,6 +70,24 @@ pub(crate) struct DeviceScratch {
     logits: Tensor,
 }
 
+/// What the model has that the loop on a device does not compute, `None` where it computes everything.
+fn unserved(config: &Config, weights: &Weights) -> Option<&'static str> {
+    let any = |has: &dyn Fn(&LayerWeights) -> bool| weights.layers.iter().any(has);
+    let parts: [(bool, &str); 7] = [
+        (any(&|l| matches!(l.mlp, Mlp::Sparse(_))), "a mixture of experts"),
+        (any(&|l| l.sinks.is_some()), "attention sinks"),
+        (any(&|l| l.attn_post_norm.is_some() || l.mlp_post_norm.is_some()), "norms after attention and MLP"),
+        (any(&|l| l.attn_norm.is_none() || l.mlp_norm.is_none()), "layers without a norm before them"),
+        (config.activation != Activation::Silu, "an activation other than silu"),
+        (
+            config.embedding_scale != 1.0 || config.residual_scale != 1.0 || config.logit_scale != 1.0,
+            "scaled embeddings, branches or logits",
+        ),
+        (config.logit_softcap.is_some(), "a soft cap of logits"),
+    ];
+    parts.into_iter().find(|(has, _)| *has).map(|(_, part)| part)
+}
+
 /// Device memory that steps of at most `tokens` tokens work in, in bytes, without what the device's kernels need besides.
 pub fn device_scratch_bytes(config: &Config, tokens: usize) -> usize {
     Scratch::planned_bytes(config, tokens) + 4 * HEAD_ROWS * (2 * config.hidden + config.vocab_size)
@@ -86,6 +106,11 @@ impl Model {
         let mut placed = self.placed.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, weights)) = placed.iter().find(|(id, _)| *id == device.id()) {
             return Ok(Arc::clone(weights));
+        }
+        if let Some(part) = unserved(self.config(), self.weights()) {
+            let family = self.config().family.name;
+            let reason = format!("it does not compute {part}, which `{family}` has; --device cpu does");
+            return Err(DeviceError { device: device.name(), reason });
         }
         let weights = Arc::new(DeviceWeights::new(self.weights(), device)?);
         placed.push((device.id(), Arc::clone(&weights)));
@@ -116,7 +141,7 @@ impl Model {
             layer.k.forward(device, &s.normed, n, &mut s.k)?;
             layer.v.forward(device, &s.normed, n, &mut s.v)?;
             if let Some(norm) = &layer.k_norm {
-                device.rms_norm_within(&mut s.k, n * self.shape().n_kv_heads, norm, eps)?;
+                device.rms_norm_within(&mut s.k, n * layer.k.matrix.rows / norm.len, norm, eps)?;
             }
             // What the last layer gives out only becomes logits: without them, its keys and values are all that stays.
             let is_last = index + 1 == self.shape().n_layers;
@@ -132,7 +157,7 @@ impl Model {
             }
             layer.q.forward(device, &s.normed, n, &mut s.q)?;
             if let Some(norm) = &layer.q_norm {
-                device.rms_norm_within(&mut s.q, n * self.shape().n_heads, norm, eps)?;
+                device.rms_norm_within(&mut s.q, n * layer.q.matrix.rows / norm.len, norm, eps)?;
             }
             match context.device() {
                 Some(_) => context.attend_on_device(index, &mut s.q, &s.k, &s.v, &mut s.attended)?,
@@ -238,20 +263,24 @@ impl DeviceWeights {
     fn new(weights: &Weights, device: &dyn Device) -> Result<Self, DeviceError> {
         let is_tied = weights.lm_head.weight().is(weights.embed.weight()) && weights.lm_head.bias().is_none();
         let layer = |l: &LayerWeights| -> Result<DeviceLayer, DeviceError> {
+            let (Mlp::Dense(mlp), Some(attn_norm), Some(mlp_norm)) = (&l.mlp, &l.attn_norm, &l.mlp_norm)
+            else {
+                unreachable!("such models were refused");
+            };
             let linear = |l| DeviceLinear::new(l, device);
             let norm = |weight: &Option<Vec<f32>>| weight.as_ref().map(|w| upload(device, w)).transpose();
             Ok(DeviceLayer {
-                attn_norm: upload(device, &l.attn_norm)?,
+                attn_norm: upload(device, attn_norm)?,
                 q: linear(&l.q)?,
                 k: linear(&l.k)?,
                 v: linear(&l.v)?,
                 o: linear(&l.o)?,
                 q_norm: norm(&l.q_norm)?,
                 k_norm: norm(&l.k_norm)?,
-                mlp_norm: upload(device, &l.mlp_norm)?,
-                gate: linear(&l.gate)?,
-                up: linear(&l.up)?,
-                down: linear(&l.down)?,
+                mlp_norm: upload(device, mlp_norm)?,
+                gate: linear(&mlp.gate)?,
+                up: linear(&mlp.up)?,
+                down: linear(&mlp.down)?,
             })
         };
         Ok(Self {

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 /// The shape of a model to make.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
-    /// Family name: `llama`, `mistral`, `qwen2`, `qwen3`, `internlm2`.
+    /// Family name, as [`Family::name`] has it.
     pub family: String,
     /// Decoder layers.
     pub n_layers: usize,
@@ -84,8 +84,41 @@ impl Shape {
         }
     }
 
-    /// A model of a few thousand parameters of this family.
+    /// A model of a few thousand parameters of this family. Where it has experts they are few and small, where its layers
+    /// differ there are as many as show every kind, and what it multiplies by is none of the numbers that change nothing.
     pub fn tiny(family: &str) -> Self {
+        let plain = Self::plain(family);
+        let experts =
+            |shape: Self, count: &str| shape.with(count, json!(4)).with("num_experts_per_tok", json!(2));
+        let sliding =
+            |shape: Self, n_layers: usize| Self { n_layers, ..shape }.with("sliding_window", json!(24));
+        match family {
+            "mixtral" => experts(plain, "num_local_experts"),
+            "qwen3_moe" => experts(plain, "num_experts")
+                .with("moe_intermediate_size", json!(32))
+                .with("norm_topk_prob", json!(true)),
+            "qwen2_moe" => experts(plain, "num_experts")
+                .with("moe_intermediate_size", json!(32))
+                .with("shared_expert_intermediate_size", json!(48)),
+            "gpt_oss" => sliding(experts(plain, "num_local_experts"), 2)
+                .with("rope_parameters", json!({ "rope_type": "default" })),
+            "gemma2" => sliding(plain, 2).with("query_pre_attn_scalar", json!(16)),
+            "gemma3" => sliding(plain, 6)
+                .with("query_pre_attn_scalar", json!(32))
+                .with("hidden_activation", json!("gelu_pytorch_tanh")),
+            "olmo3" => sliding(plain, 4),
+            "smollm3" => Self { n_layers: 4, ..plain },
+            "granite" => plain
+                .with("embedding_multiplier", json!(3.0))
+                .with("attention_multiplier", json!(0.125))
+                .with("residual_multiplier", json!(0.5))
+                .with("logits_scaling", json!(2.0)),
+            "glm4" => plain.with("attention_bias", json!(true)).with("partial_rotary_factor", json!(0.5)),
+            _ => plain,
+        }
+    }
+
+    fn plain(family: &str) -> Self {
         Self {
             family: family.into(),
             n_layers: 2,
@@ -93,11 +126,11 @@ impl Shape {
             intermediate: 96,
             n_heads: 4,
             n_kv_heads: 2,
-            head_dim: if family == "qwen3" { 32 } else { 16 },
+            head_dim: if matches!(family, "qwen3" | "qwen3_moe" | "gemma3" | "glm4") { 32 } else { 16 },
             vocab_size: 320,
             window: 512,
             theta: 10_000.0,
-            tied: matches!(family, "qwen2" | "qwen3"),
+            tied: matches!(family, "qwen2" | "qwen3" | "gemma2" | "gemma3" | "smollm3" | "granite"),
             extra: Map::new(),
         }
     }

@@ -47,6 +47,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             "tied_embeddings": config.tie_embeddings,
             "chat_template": template,
             "params": weights.params,
+            "active_params": weights.active_params,
+            "experts": config.experts.as_ref().map(|experts| json!({
+                "count": experts.count,
+                "per_token": experts.per_token,
+                "intermediate": experts.intermediate,
+                "shared_intermediate": experts.shared,
+                "sparse_layers": experts.sparse.iter().filter(|sparse| **sparse).count(),
+            })),
             "weight_bytes": weights.bytes_resident,
             "weight_bytes_by_type": weights.bytes_by_type,
             "kv_bytes_per_token": { "bf16": per_token(KvDtype::Bf16), "f32": per_token(KvDtype::F32) },
@@ -69,6 +77,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         "  window         {} positions, rope theta {}, scaling {:?}",
         shape.window, shape.rope.theta, shape.rope.scaling
     ))?;
+    if let Some(experts) = &config.experts {
+        let shared =
+            experts.shared.map_or(String::new(), |width| format!(", one of {width} for every token"));
+        print(format_args!(
+            "  experts        {} of {} a token, {} wide, in {} layers{shared}",
+            experts.per_token,
+            experts.count,
+            experts.intermediate,
+            experts.sparse.iter().filter(|sparse| **sparse).count()
+        ))?;
+    }
     if let Some(window) = shape.widest_window() {
         let sliding = shape.n_layers - shape.full_layers();
         print(format_args!("  sliding window {window} tokens in {sliding} of {} layers", shape.n_layers))?;
@@ -80,7 +99,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     ))?;
     print(format_args!(
         "  weights        {} parameters, {} ({})",
-        weights.params,
+        match weights.active_params == weights.params {
+            true => weights.params.to_string(),
+            false => format!("{} ({} a token)", weights.params, weights.active_params),
+        },
         human(weights.bytes_resident as usize),
         types.join(", ")
     ))?;

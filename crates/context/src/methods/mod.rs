@@ -370,7 +370,12 @@ pub fn specs() -> impl Iterator<Item = &'static MethodSpec> {
 pub fn build(name: &str, settings: &Settings, shape: &ModelShape) -> Result<Box<dyn Method>, MethodError> {
     match REGISTRY.iter().find(|(spec, _)| spec.name == name) {
         Some((spec, build)) => {
-            settings.reader(spec).check_names()?;
+let read = settings.reader(spec);
+            read.check_names()?;
+            if shape.softcap.is_some() {
+                let reason = format!("the soft cap of scores, which `{}` has, is not computed", shape.family);
+                return Err(read.unsuited(reason));
+            }
             consistent(build(settings, shape)?)
         }
         None => Err(MethodError::UnknownMethod {

@@ -3,6 +3,8 @@
 use super::Path;
 use super::pool::{Pool, Shared};
 use super::simd::{Kernel, Simd};
+use crate::Activation;
+use crate::activation::{GELU_CUBIC, GELU_SLOPE};
 use std::f32::consts::LOG2_E;
 
 /// Elements below which waking another thread costs more than it saves, and elements taken at a time above.
@@ -33,15 +35,24 @@ pub(crate) fn rms_norm(pool: &Pool, path: Path, x: &[f32], weight: &[f32], eps: 
     pool.each(rows.div_ceil(strip), rows * dim <= STRIP, || (), work);
 }
 
-/// See [`crate::Backend::silu_mul`].
-pub(crate) fn silu_mul(pool: &Pool, path: Path, gate: &mut [f32], up: &[f32]) {
-    assert_eq!(gate.len(), up.len(), "silu_mul: lengths of gate and up");
+/// See [`crate::Backend::gate`].
+pub(crate) fn gate(pool: &Pool, path: Path, activation: Activation, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "gate: lengths of gate and up");
     let len = up.len();
     let gate = Shared::new(gate);
     let work = |_: &mut (), i: usize| {
         let range = i * STRIP..((i + 1) * STRIP).min(len);
         // SAFETY: strips are disjoint; the backend only holds available paths.
-        unsafe { path.call(SiluMul { gate: gate.part(range.start, range.len()), up: &up[range] }) }
+        unsafe {
+            let (gate, up) = (gate.part(range.start, range.len()), &up[range]);
+            match activation {
+                Activation::Silu => path.call(Gate { form: Silu, gate, up }),
+                Activation::GeluTanh => path.call(Gate { form: GeluTanh, gate, up }),
+                Activation::ClampedSwiglu { alpha, limit } => {
+                    path.call(Gate { form: ClampedSwiglu { alpha, limit }, gate, up })
+                }
+            }
+        }
     };
     pool.each(len.div_ceil(STRIP), len <= STRIP, || (), work);
 }
@@ -85,12 +96,93 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
-struct SiluMul<'a> {
+/// One of the activations, on a register of gates and one of ups.
+trait Form: Copy {
+    unsafe fn of<S: Simd>(self, gate: S::V, up: S::V) -> S::V;
+}
+
+#[derive(Clone, Copy)]
+struct Silu;
+#[derive(Clone, Copy)]
+struct GeluTanh;
+#[derive(Clone, Copy)]
+struct ClampedSwiglu {
+    alpha: f32,
+    limit: f32,
+}
+
+impl Form for Silu {
+    #[inline(always)]
+    unsafe fn of<S: Simd>(self, gate: S::V, up: S::V) -> S::V {
+        // SAFETY: arithmetic on registers; the path's contract holds.
+        unsafe {
+            let gate = floored::<S>(gate);
+            S::mul(gated::<S>(gate, gate), up)
+        }
+    }
+}
+
+impl Form for GeluTanh {
+    #[inline(always)]
+    unsafe fn of<S: Simd>(self, gate: S::V, up: S::V) -> S::V {
+        // SAFETY: arithmetic on registers; the path's contract holds.
+        unsafe {
+            let gate = floored::<S>(gate);
+            let cube = S::mul(S::mul(gate, gate), gate);
+            let slope = S::mul(S::splat(GELU_SLOPE), S::mul_add(S::splat(GELU_CUBIC), cube, gate));
+            S::mul(gated::<S>(gate, slope), up)
+        }
+    }
+}
+
+impl Form for ClampedSwiglu {
+    #[inline(always)]
+    unsafe fn of<S: Simd>(self, gate: S::V, up: S::V) -> S::V {
+        // SAFETY: arithmetic on registers; the path's contract holds.
+        unsafe {
+            let gate = floored::<S>(at_most::<S>(gate, self.limit));
+            let up = S::max(S::splat(-self.limit), at_most::<S>(up, self.limit));
+            let slope = S::mul(S::splat(self.alpha), gate);
+            S::mul(gated::<S>(gate, slope), S::add(up, S::splat(1.0)))
+        }
+    }
+}
+
+/// Far below, the limit of an activation is zero, yet the exponential would overflow. This order of operands keeps a NaN.
+#[inline(always)]
+unsafe fn floored<S: Simd>(gate: S::V) -> S::V {
+    // SAFETY: arithmetic on registers; the path's contract holds.
+    unsafe { S::max(S::splat(-1000.0), gate) }
+}
+
+/// The smaller of `x` and `limit`; a NaN stays one.
+#[inline(always)]
+unsafe fn at_most<S: Simd>(x: S::V, limit: f32) -> S::V {
+    // SAFETY: arithmetic on registers; the path's contract holds.
+    unsafe {
+        let zero = S::splat(0.0);
+        S::sub(zero, S::max(S::splat(-limit), S::sub(zero, x)))
+    }
+}
+
+/// `x · sigmoid(slope)`.
+#[inline(always)]
+unsafe fn gated<S: Simd>(x: S::V, slope: S::V) -> S::V {
+    // SAFETY: arithmetic on registers; the path's contract holds.
+    unsafe {
+        let power = S::max(S::mul(slope, S::splat(LOG2_E)), S::splat(-125.0));
+        let e = S::exp2(S::sub(S::splat(0.0), power));
+        S::div(x, S::add(S::splat(1.0), e))
+    }
+}
+
+struct Gate<'a, F> {
+    form: F,
     gate: &'a mut [f32],
     up: &'a [f32],
 }
 
-impl Kernel for SiluMul<'_> {
+impl<F: Form> Kernel for Gate<'_, F> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let len = self.up.len();
@@ -99,28 +191,16 @@ impl Kernel for SiluMul<'_> {
         unsafe {
             for i in (0..whole).step_by(S::LANES) {
                 let g = self.gate.as_mut_ptr().add(i);
-                S::store(g, silu_mul_one::<S>(S::load(g), S::load(self.up.as_ptr().add(i))));
+                S::store(g, self.form.of::<S>(S::load(g), S::load(self.up.as_ptr().add(i))));
             }
             if whole < len {
                 let (mut g, mut u) = ([0.0f32; 16], [0.0f32; 16]);
                 g[..len - whole].copy_from_slice(&self.gate[whole..]);
                 u[..len - whole].copy_from_slice(&self.up[whole..]);
-                let v = silu_mul_one::<S>(S::load(g.as_ptr()), S::load(u.as_ptr()));
+                let v = self.form.of::<S>(S::load(g.as_ptr()), S::load(u.as_ptr()));
                 S::store(g.as_mut_ptr(), v);
                 self.gate[whole..].copy_from_slice(&g[..len - whole]);
             }
         }
-    }
-}
-
-#[inline(always)]
-unsafe fn silu_mul_one<S: Simd>(g: S::V, u: S::V) -> S::V {
-    // SAFETY: arithmetic on registers; the path's contract holds.
-    unsafe {
-        // Far below, the limit is zero, yet the exponential would overflow. This order of operands keeps a NaN.
-        let g = S::max(S::splat(-1000.0), g);
-        let x = S::max(S::mul(g, S::splat(LOG2_E)), S::splat(-125.0));
-        let e = S::exp2(S::sub(S::splat(0.0), x));
-        S::mul(S::div(g, S::add(S::splat(1.0), e)), u)
     }
 }

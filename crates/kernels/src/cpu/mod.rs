@@ -22,7 +22,8 @@ pub use path::Path;
 
 use crate::profile::AttendClock;
 use crate::{
-    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK, TopKRequest,
+    Activation, Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK,
+    TopKRequest,
 };
 use pool::Pool;
 use std::sync::Arc;
@@ -138,7 +139,11 @@ impl Backend for Cpu {
     }
 
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
-        elementwise::silu_mul(&self.pool, self.path, gate, up)
+        self.gate(Activation::Silu, gate, up)
+    }
+
+    fn gate(&self, activation: Activation, gate: &mut [f32], up: &[f32]) {
+        elementwise::gate(&self.pool, self.path, activation, gate, up)
     }
 
     fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {

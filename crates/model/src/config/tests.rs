@@ -1,4 +1,5 @@
 use super::*;
+use crate::family::QkNorm;
 use reattention::rope::{Activation, ClexSettings, LogScale, RopeScaling};
 use serde_json::json;
 
@@ -37,34 +38,163 @@ fn each_family_has_its_biases_and_norms() {
     assert!(biased.qkv_bias && biased.o_bias && biased.mlp_bias);
     let qwen2 =
         family("qwen2", "Qwen2ForCausalLM", json!({ "sliding_window": 32, "max_window_layers": 1 })).unwrap();
-    assert!(qwen2.qkv_bias && !qwen2.o_bias && qwen2.sliding_window.is_none());
+    assert!(qwen2.qkv_bias && !qwen2.o_bias && qwen2.layers.iter().all(|l| l.window.is_none()));
     let qwen3 =
         family("qwen3", "Qwen3ForCausalLM", json!({ "head_dim": 32, "attention_bias": false })).unwrap();
-    assert!(qwen3.family.qk_norm && qwen3.head_dim == 32 && !qwen3.qkv_bias);
+    assert!(qwen3.family.qk_norm == QkNorm::Head && qwen3.head_dim == 32 && !qwen3.qkv_bias);
     let internlm2 = family("internlm2", "InternLM2ForCausalLM", json!({ "bias": false })).unwrap();
-    assert!(internlm2.family.packed_qkv && !internlm2.qkv_bias);
+    assert!(!internlm2.qkv_bias);
     assert!(family("internlm2", "InternLM2ForCausalLM", json!({})).unwrap().qkv_bias);
+}
+
+/// Windows of the layers, 0 for those that see everything.
+fn windows(config: &Config) -> Vec<usize> {
+    config.layers.iter().map(|layer| layer.window.unwrap_or(0)).collect()
 }
 
 #[test]
 fn sliding_windows_follow_the_family() {
-    let mistral =
-        |v| family("mistral", "MistralForCausalLM", json!({ "sliding_window": v })).unwrap().sliding_window;
-    assert_eq!(mistral(Value::Null), None);
-    assert_eq!(mistral(json!(48)), Some(SlidingWindow { size: 48, first_layer: 0 }));
+    let of = |name: &str, class: &str, keys: Value| family(name, class, keys).map(|c| windows(&c));
+    let mistral = |v: Value| of("mistral", "MistralForCausalLM", json!({ "sliding_window": v })).unwrap();
+    assert_eq!(mistral(Value::Null), [0, 0, 0]);
+    assert_eq!(mistral(json!(48)), [48, 48, 48]);
+    // As long as the trained window it narrows nothing.
+    assert_eq!(mistral(json!(4096)), [0, 0, 0]);
     let qwen2 = |layers: u64, types: Value| {
         let keys = json!({ "use_sliding_window": true, "sliding_window": 32, "max_window_layers": layers, "layer_types": types });
-        family("qwen2", "Qwen2ForCausalLM", keys)
+        of("qwen2", "Qwen2ForCausalLM", keys)
     };
+    assert_eq!(qwen2(2, Value::Null).unwrap(), [0, 0, 32]);
+    assert_eq!(qwen2(28, Value::Null).unwrap(), [0, 0, 0]);
+    let types = json!(["sliding_attention", "full_attention", "sliding_attention"]);
+    assert_eq!(qwen2(28, types.clone()).unwrap(), [32, 0, 32]);
+    let error = qwen2(28, json!(["full_attention", "full_attention"])).unwrap_err().to_string();
+    assert!(error.contains("layer_types") && error.contains("2 entries"), "{error}");
+    let error = qwen2(28, json!(["chunked_attention", "full_attention", "full_attention"])).unwrap_err();
+    assert!(error.to_string().contains("chunked_attention"), "{error}");
+    let off = json!({ "use_sliding_window": false, "sliding_window": 32, "layer_types": types });
+    assert_eq!(of("qwen3", "Qwen3ForCausalLM", off).unwrap(), [0, 0, 0]);
+
+    let seven = |mut keys: Value| {
+        keys["num_hidden_layers"] = json!(7);
+        keys["sliding_window"] = json!(32);
+        keys
+    };
+    let gemma2 = of("gemma2", "Gemma2ForCausalLM", seven(json!({}))).unwrap();
+    assert_eq!(gemma2, [32, 0, 32, 0, 32, 0, 32]);
+    let gemma3 = |keys: Value| of("gemma3_text", "Gemma3ForCausalLM", seven(keys)).unwrap();
+    assert_eq!(gemma3(json!({})), [32, 32, 32, 32, 32, 0, 32]);
+    assert_eq!(gemma3(json!({ "sliding_window_pattern": 3 })), [32, 32, 0, 32, 32, 0, 32]);
+    let gpt_oss = of("gpt_oss", "GptOssForCausalLM", seven(json!({}))).unwrap();
+    assert_eq!(gpt_oss, [32, 0, 32, 0, 32, 0, 32]);
+    let olmo3 = of("olmo3", "Olmo3ForCausalLM", seven(json!({}))).unwrap();
+    assert_eq!(olmo3, [32, 32, 32, 0, 32, 32, 32]);
+}
+
+#[test]
+fn layers_without_rotation_are_listed_or_every_so_many() {
+    let rotates = |keys: Value| {
+        let mut all = json!({ "num_hidden_layers": 5 });
+        keys.as_object().unwrap().iter().for_each(|(key, value)| all[key] = value.clone());
+        let config = family("smollm3", "SmolLM3ForCausalLM", all)?;
+        Ok::<_, ModelError>(config.layers.iter().map(|layer| layer.rotates).collect::<Vec<_>>())
+    };
+    assert_eq!(rotates(json!({})).unwrap(), [true, true, true, false, true]);
+    assert_eq!(rotates(json!({ "no_rope_layer_interval": 2 })).unwrap(), [true, false, true, false, true]);
+    let list = json!({ "no_rope_layers": [0, 1, 1, 1, 0], "no_rope_layer_interval": 2 });
+    assert_eq!(rotates(list).unwrap(), [false, true, true, true, false]);
+    for wrong in [json!([1, 0]), json!([1, 1, 2, 1, 1]), json!("all")] {
+        let error = rotates(json!({ "no_rope_layers": wrong })).unwrap_err().to_string();
+        assert!(error.contains("no_rope_layers"), "{error}");
+    }
+}
+
+/// What the published configuration classes have where a file says nothing.
+#[test]
+fn absent_keys_have_the_published_values() {
+    let bare = |name: &str, class: &str| {
+        let text = json!({ "architectures": [class], "model_type": name, "hidden_size": 4096, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": 32, "vocab_size": 100 });
+        Config::from_json(&text.to_string(), "config.json").unwrap()
+    };
+    let gemma3 = bare("gemma3_text", "Gemma3ForCausalLM");
+    assert_eq!((gemma3.head_dim, gemma3.n_kv_heads, gemma3.tie_embeddings), (256, 4, true));
+    assert_eq!((gemma3.embedding_scale, gemma3.attention_scale), (64.0, Some(0.0625)));
+    assert_eq!((gemma3.activation, gemma3.logit_softcap), (Activation::GeluTanh, None));
+    let gemma2 = bare("gemma2", "Gemma2ForCausalLM");
+    assert_eq!((gemma2.attention_softcap, gemma2.logit_softcap), (Some(50.0), Some(30.0)));
+    let smollm3 = bare("smollm3", "SmolLM3ForCausalLM");
+    assert_eq!((smollm3.tie_embeddings, smollm3.rope.theta, smollm3.n_kv_heads), (true, 2e6, 4));
+    let granite = bare("granite", "GraniteForCausalLM");
     assert_eq!(
-        qwen2(2, Value::Null).unwrap().sliding_window,
-        Some(SlidingWindow { size: 32, first_layer: 2 })
+        (granite.attention_scale, granite.embedding_scale, granite.logit_scale),
+        (Some(1.0), 1.0, 1.0)
     );
-    assert_eq!(qwen2(28, Value::Null).unwrap().sliding_window, None);
-    let types = json!(["full_attention", "sliding_attention", "sliding_attention"]);
-    assert_eq!(qwen2(28, types).unwrap().sliding_window.unwrap().first_layer, 1);
-    let mixed = json!(["sliding_attention", "full_attention", "sliding_attention"]);
-    assert!(qwen2(28, mixed).unwrap_err().to_string().contains("layer_types"));
+    let gpt_oss = bare("gpt_oss", "GptOssForCausalLM");
+    assert!(gpt_oss.qkv_bias && gpt_oss.o_bias && windows(&gpt_oss) == [128, 0]);
+    assert_eq!(gpt_oss.activation, Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 });
+    let experts = gpt_oss.experts.unwrap();
+    assert_eq!((experts.count, experts.per_token, experts.intermediate, experts.biases), (128, 4, 96, true));
+    let glm4 = bare("glm4", "Glm4ForCausalLM");
+    assert_eq!((glm4.qkv_bias, glm4.o_bias, glm4.head_dim, glm4.n_kv_heads), (true, false, 128, 2));
+    let mistral = bare("mistral", "MistralForCausalLM");
+    assert_eq!((windows(&mistral), mistral.n_kv_heads), (vec![4096, 4096], 8));
+    assert_eq!(bare("qwen3", "Qwen3ForCausalLM").head_dim, 128);
+    let qwen3_moe = bare("qwen3_moe", "Qwen3MoeForCausalLM").experts.unwrap();
+    assert_eq!((qwen3_moe.count, qwen3_moe.per_token, qwen3_moe.renormalises), (128, 8, false));
+    let mixtral = bare("mixtral", "MixtralForCausalLM").experts.unwrap();
+    assert_eq!((mixtral.count, mixtral.per_token, mixtral.renormalises), (8, 2, true));
+    let qwen2_moe = bare("qwen2_moe", "Qwen2MoeForCausalLM");
+    assert!(qwen2_moe.qkv_bias && qwen2_moe.experts.unwrap().shared == Some(5632));
+}
+
+#[test]
+fn sparse_layers_follow_the_step_and_the_list() {
+    let sparse = |keys: Value| {
+        let mut all = json!({ "num_hidden_layers": 6, "num_experts": 8, "num_experts_per_tok": 2 });
+        keys.as_object().unwrap().iter().for_each(|(key, value)| all[key] = value.clone());
+        family("qwen3_moe", "Qwen3MoeForCausalLM", all).map(|c| c.experts.unwrap().sparse.to_vec())
+    };
+    assert_eq!(sparse(json!({})).unwrap(), [true; 6]);
+    let keys = json!({ "decoder_sparse_step": 2, "mlp_only_layers": [3, 99] });
+    assert_eq!(sparse(keys).unwrap(), [false, true, false, false, false, true]);
+    for (key, wrong) in
+        [("num_experts_per_tok", json!(9)), ("mlp_only_layers", json!(["a"])), ("num_experts", json!(0))]
+    {
+        let error = sparse(json!({ key: wrong })).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
+}
+
+#[test]
+fn the_text_part_of_a_model_that_also_sees_is_read() {
+    let text = json!({ "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 106],
+        "text_config": { "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+            "num_hidden_layers": 34, "sliding_window": 1024 }, "vision_config": { "hidden_size": 1152 } });
+    let config = Config::from_json(&text.to_string(), "config.json").unwrap();
+    assert_eq!(
+        (config.family.name, config.hidden, config.n_heads, config.vocab_size),
+        ("gemma3", 2560, 8, 262_208)
+    );
+    assert_eq!(config.eos_ids, [1, 106]);
+    let text = json!({ "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "text_config": {} });
+    let error = Config::from_json(&text.to_string(), "config.json").unwrap_err().to_string();
+    assert!(error.contains("LlavaForConditionalGeneration"), "{error}");
+}
+
+#[test]
+fn architectures_that_people_know_are_refused_by_their_name_and_reason() {
+    for (name, class, words) in [
+        ("qwen3_next", "Qwen3NextForCausalLM", ["Qwen3-Next", "recurrent"]),
+        ("qwen3_5_text", "Qwen3_5ForCausalLM", ["Qwen3.5", "recurrent"]),
+        ("deepseek_v3", "DeepseekV3ForCausalLM", ["DeepSeek", "latent"]),
+        ("gpt2", "GPT2LMHeadModel", ["GPT-2", "LayerNorm"]),
+    ] {
+        let error = family(name, class, json!({})).unwrap_err();
+        assert!(matches!(error, ModelError::Unserved { .. }), "{error:?}");
+        let error = error.to_string();
+        assert!(words.iter().chain([&class]).all(|word| error.contains(word)), "{error}");
+    }
 }
 
 #[test]
@@ -253,6 +383,7 @@ fn what_cannot_be_served_is_refused_by_name() {
         (json!({ "hidden_size": -1 }), "hidden_size"),
         (json!({ "hidden_size": "big" }), "hidden_size"),
         (json!({ "vocab_size": null }), "vocab_size"),
+        (json!({ "attention_bias": 1 }), "attention_bias"),
         (json!({ "rms_norm_eps": 0.0 }), "rms_norm_eps"),
         (json!({ "rope_theta": 0.0 }), "theta"),
         (json!({ "eos_token_id": "end" }), "eos_token_id"),

@@ -2,7 +2,7 @@
 
 use super::values::{StoredTensor, tensors};
 use super::{DenseType, Shape, text, write_error};
-use crate::family::GGUF;
+use crate::family::Scales;
 use crate::quant::row_bytes;
 use crate::weights::Layout;
 use crate::{Config, ModelError};
@@ -44,8 +44,7 @@ const ALIGNMENT: u64 = 32;
 /// When there can be no such model, its rotary scaling has no GGUF form, or the file cannot be written.
 pub fn write_gguf(path: &Path, shape: &Shape, dtype: GgufType, seed: u64) -> Result<(), ModelError> {
     let config = shape.config()?;
-    let interleaved = matches!(config.family.name, "llama" | "mistral" | "internlm2");
-    let tensors = tensors(&config, Layout { names: &GGUF, packed_qkv: false, interleaved }, seed)?;
+    let tensors = tensors(&config, Layout::gguf(config.family), seed)?;
     let divisors = divisors(&config.rope)?;
     let mut header = Header::default();
     header.metadata(&config, shape)?;
@@ -84,7 +83,7 @@ pub fn write_gguf(path: &Path, shape: &Shape, dtype: GgufType, seed: u64) -> Res
 
 impl GgufType {
     fn of(self, tensor: &StoredTensor) -> GgmlDType {
-        if tensor.shape.len() == 1 {
+        if tensor.cols() == 1 || tensor.name.contains("ffn_gate_inp") {
             return GgmlDType::F32;
         }
         let wanted = match self {
@@ -104,7 +103,7 @@ impl GgufType {
 
 /// The bytes of a whole tensor; a chunk of rows is made and quantised at a time, on all threads.
 fn encode(tensor: &StoredTensor, dtype: GgmlDType) -> Result<Vec<u8>, ModelError> {
-    let (rows, cols) = (tensor.shape[0], tensor.cols());
+    let (rows, cols) = (tensor.rows(), tensor.cols());
     let chunk = (1 << 16) / cols.max(1) + 1;
     let chunks: Result<Vec<Vec<u8>>, candle_core::Error> = (0..rows.div_ceil(chunk))
         .into_par_iter()
@@ -151,7 +150,7 @@ struct Header {
 
 impl Header {
     fn metadata(&mut self, config: &Config, shape: &Shape) -> Result<(), ModelError> {
-        let architecture = if config.family.name == "mistral" { "llama" } else { config.family.name };
+        let architecture = config.family.gguf_architecture;
         let key = |name: &str| format!("{architecture}.{name}");
         self.text("general.architecture", architecture);
         self.text("general.name", "random weights");
@@ -163,7 +162,7 @@ impl Header {
             ("attention.head_count_kv", config.n_kv_heads),
             ("attention.key_length", config.head_dim),
             ("attention.value_length", config.head_dim),
-            ("rope.dimension_count", config.head_dim),
+            ("rope.dimension_count", config.rope.dim),
             ("context_length", config.rope.window),
             ("vocab_size", config.vocab_size),
         ] {
@@ -171,8 +170,30 @@ impl Header {
         }
         self.float(&key("attention.layer_norm_rms_epsilon"), config.rms_eps);
         self.float(&key("rope.freq_base"), config.rope.theta as f32);
-        if let Some(window) = config.sliding_window {
-            self.number(&key("attention.sliding_window"), window.size as u32);
+        if let Some(window) = config.layers.iter().find_map(|layer| layer.window) {
+            self.number(&key("attention.sliding_window"), window as u32);
+        }
+        if let Some(experts) = &config.experts {
+            self.number(&key("expert_count"), experts.count as u32);
+            self.number(&key("expert_used_count"), experts.per_token as u32);
+            self.number(&key("expert_feed_forward_length"), experts.intermediate as u32);
+            if let Some(shared) = experts.shared {
+                self.number(&key("expert_shared_feed_forward_length"), shared as u32);
+            }
+        }
+        if config.family.scales == Scales::Granite {
+            self.float(&key("embedding_scale"), config.embedding_scale);
+            self.float(&key("residual_scale"), config.residual_scale);
+            self.float(&key("attention.scale"), config.attention_scale.unwrap_or(1.0));
+            self.float(&key("logit_scale"), 1.0 / config.logit_scale);
+        }
+        for (name, cap) in [
+            ("attn_logit_softcapping", config.attention_softcap),
+            ("final_logit_softcapping", config.logit_softcap),
+        ] {
+            if let Some(cap) = cap {
+                self.float(&key(name), cap);
+            }
         }
         match config.rope.scaling {
             RopeScaling::None | RopeScaling::Llama3 { .. } => {}

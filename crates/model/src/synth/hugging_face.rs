@@ -34,9 +34,7 @@ pub fn write_hugging_face(
     shard_bytes: Option<u64>,
 ) -> Result<(), ModelError> {
     let config = shape.config()?;
-    let family = config.family;
-    let layout = Layout { names: family.tensors, packed_qkv: family.packed_qkv, interleaved: false };
-    let tensors = tensors(&config, layout, seed)?;
+    let tensors = tensors(&config, Layout::hugging_face(config.family), seed)?;
     std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
     let write = |name: &str, text: String| {
         std::fs::write(dir.join(name), text).map_err(ModelError::io(&dir.join(name)))
@@ -130,7 +128,7 @@ fn write_shard(path: &Path, tensors: &[&StoredTensor], dtype: DenseType) -> Resu
     for tensor in tensors {
         let mut row = vec![0.0; tensor.cols()];
         let mut bytes = Vec::new();
-        for i in 0..tensor.shape[0] {
+        for i in 0..tensor.rows() {
             tensor.fill_row(i, &mut row);
             bytes.clear();
             dtype.encode(&row, &mut bytes);

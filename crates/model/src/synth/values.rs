@@ -1,6 +1,6 @@
 //! The numbers of a random model, row by row, whatever the file stores them in.
 
-use crate::weights::{Layout, Pieces, Roles, Slot, clex};
+use crate::weights::{Layout, MlpRoles, Part, Pieces, Role, Roles, Slot, clex};
 use crate::{Config, ModelError};
 use half::bf16;
 use std::collections::HashMap;
@@ -10,9 +10,21 @@ pub(super) struct StoredTensor {
     pub(super) name: String,
     /// Outermost dimension first.
     pub(super) shape: Vec<usize>,
-    rows: Vec<(u64, usize)>,
+    cols: usize,
+    rows: Vec<Row>,
     mean: f32,
     deviation: f32,
+    /// Subtracted from every value, since readers add it.
+    offset: f32,
+}
+
+/// What stands in a row.
+#[derive(Clone)]
+enum Row {
+    /// A row of the model's own tensor.
+    Own(u64, usize),
+    /// One element of a row of the model's own tensor in each column: columns of its transpose.
+    Element(usize, Vec<(u64, usize)>),
 }
 
 /// Every tensor of the model in the order in which a file has them.
@@ -22,16 +34,35 @@ pub(super) fn tensors(config: &Config, layout: Layout, seed: u64) -> Result<Vec<
     let width = 1.0 / (config.hidden as f32).sqrt();
     list.add("embed", &roles.embed(), 0.0, width);
     for layer in 0..config.n_layers {
-        for (role, linear) in ["q", "k", "v", "o", "gate", "up", "down"].iter().zip(roles.linears(layer)) {
-            let slot = linear.slot(".weight");
-            let deviation = 1.0 / (slot.shape[1] as f32).sqrt();
-            list.add(&format!("{layer}.{role}"), &slot, 0.0, deviation);
-            if linear.bias {
-                list.add(&format!("{layer}.{role}.bias"), &linear.slot(".bias"), 0.0, 0.1);
+        for (role, linear) in ["q", "k", "v", "o"].iter().zip(roles.attention(layer)) {
+            list.linear(&format!("{layer}.{role}"), &linear);
+        }
+        let mut gated = |of: &str, mlp: &[Role; 3]| {
+            for (role, linear) in ["gate", "up", "down"].iter().zip(mlp) {
+                list.linear(&format!("{layer}{of}.{role}"), linear);
+            }
+        };
+        match roles.mlp(layer) {
+            MlpRoles::Dense(mlp) => gated("", &mlp),
+            MlpRoles::Sparse(sparse) => {
+                for (expert, mlp) in roles.experts(layer).enumerate() {
+                    gated(&format!(".{expert}"), &mlp);
+                }
+                if let Some((mlp, weight)) = &sparse.shared {
+                    gated(".shared", mlp);
+                    list.linear(&format!("{layer}.shared.weight"), weight);
+                }
+                list.linear(&format!("{layer}.router"), &sparse.router);
             }
         }
-        for (role, slot) in ["attn_norm", "mlp_norm", "q_norm", "k_norm"].iter().zip(roles.norms(layer)) {
-            list.add(&format!("{layer}.{role}"), &slot, 1.0, 0.1);
+        let names = ["attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm"];
+        for (role, slot) in names.iter().zip(roles.norms(layer)) {
+            if let Some(slot) = slot {
+                list.add(&format!("{layer}.{role}"), &slot, 1.0, 0.1);
+            }
+        }
+        if let Some(slot) = roles.sinks(layer) {
+            list.add(&format!("{layer}.sinks"), &slot, 0.0, 1.0);
         }
     }
     list.add("norm", &roles.norm(), 1.0, 0.1);
@@ -52,17 +83,50 @@ struct List {
 }
 
 impl List {
+    fn linear(&mut self, role: &str, linear: &Role) {
+        let inputs = linear.weight.taken()[1];
+        self.add(role, &linear.weight, 0.0, 1.0 / (inputs as f32).sqrt());
+        if let Some(bias) = &linear.bias {
+            self.add(&format!("{role}.bias"), bias, 0.0, 0.1);
+        }
+    }
+
     /// Places the rows of the model's tensor `role` where `slot` will look for them.
     fn add(&mut self, role: &str, slot: &Slot, mean: f32, deviation: f32) {
         let at = *self.by_name.entry(slot.name.clone()).or_insert_with(|| {
-            let (name, shape) = (slot.name.clone(), slot.shape.clone());
-            self.tensors.push(StoredTensor { name, rows: vec![(0, 0); shape[0]], shape, mean, deviation });
+            let rows = slot.shape.iter().product::<usize>() / slot.cols.max(1);
+            self.tensors.push(StoredTensor {
+                name: slot.name.clone(),
+                shape: slot.shape.clone(),
+                cols: slot.cols,
+                rows: vec![Row::Own(0, 0); rows],
+                mean,
+                deviation,
+                offset: slot.offset,
+            });
             self.tensors.len() - 1
         });
         let key = role.bytes().fold(self.seed ^ 0x9e37_79b9_7f4a_7c15, |h, b| mix(h ^ u64::from(b)));
-        let stored = |pieces: &Pieces| pieces.ranges().iter().cloned().flatten().collect::<Vec<_>>();
-        for (row, stored) in stored(&slot.pieces).into_iter().enumerate() {
-            self.tensors[at].rows[stored] = (key, row);
+        let tensor = &mut self.tensors[at];
+        let flat = |pieces: &Pieces| pieces.ranges().iter().cloned().flatten().collect::<Vec<_>>();
+        match &slot.part {
+            Part::Rows(pieces) | Part::Mxfp4(pieces) => {
+                for (row, stored) in flat(pieces).into_iter().enumerate() {
+                    tensor.rows[stored] = Row::Own(key, row);
+                }
+            }
+            Part::Columns { rows, columns } => {
+                for (element, stored) in rows.clone().enumerate() {
+                    let row = &mut tensor.rows[stored];
+                    if let Row::Own(..) = row {
+                        *row = Row::Element(element, vec![(0, 0); slot.cols]);
+                    }
+                    let Row::Element(_, of) = row else { continue };
+                    for (row, column) in flat(columns).into_iter().enumerate() {
+                        of[column] = (key, row);
+                    }
+                }
+            }
         }
     }
 }
@@ -70,7 +134,12 @@ impl List {
 impl StoredTensor {
     /// Elements of a row; 1 for a vector.
     pub(super) fn cols(&self) -> usize {
-        self.shape.get(1).copied().unwrap_or(1)
+        self.cols
+    }
+
+    /// Rows of the tensor taken as a matrix.
+    pub(super) fn rows(&self) -> usize {
+        self.rows.len()
     }
 
     pub(super) fn elements(&self) -> u64 {
@@ -79,12 +148,22 @@ impl StoredTensor {
 
     /// Writes stored row `row` to `out: [cols]`.
     pub(super) fn fill_row(&self, row: usize, out: &mut [f32]) {
-        let (key, logical) = self.rows[row];
-        let mut state = mix(key ^ (logical as u64).wrapping_mul(0xd134_2543_de82_ef95));
-        for x in out {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            *x = bf16::from_f32(self.mean + self.deviation * normal(mix(state))).to_f32();
+        match &self.rows[row] {
+            Row::Own(key, row) => {
+                out.iter_mut().enumerate().for_each(|(i, x)| *x = self.value(*key, *row, i))
+            }
+            Row::Element(i, of) => out.iter_mut().zip(of).for_each(|(x, (key, row))| {
+                *x = self.value(*key, *row, *i);
+            }),
         }
+    }
+
+    /// Element `i` of row `row` of the model's tensor `key`.
+    fn value(&self, key: u64, row: usize, i: usize) -> f32 {
+        let state = mix(key ^ (row as u64).wrapping_mul(0xd134_2543_de82_ef95));
+        let state = state.wrapping_add((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        // The difference is a bf16 too: norms lie around one.
+        bf16::from_f32(self.mean + self.deviation * normal(mix(state))).to_f32() - self.offset
     }
 }
 

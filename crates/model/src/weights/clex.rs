@@ -1,6 +1,6 @@
 //! The trained weights of a CLEX layer: read when a model is opened, since its frequencies are made of them.
 
-use super::{Pieces, Slot, TensorStore, check, widen};
+use super::{Part, Pieces, Slot, TensorStore, check, widen};
 use crate::linear::Weight;
 use crate::{Config, ModelError};
 use reattention::rope::RopeScaling;
@@ -13,7 +13,9 @@ pub(crate) fn slots(config: &Config) -> Vec<Slot> {
     let slot = |name: &str, rows: usize, cols: usize| Slot {
         name: format!("model.clex_layer.proj_func.{name}"),
         shape: vec![rows, cols],
-        pieces: Pieces::all(rows),
+        cols,
+        part: Part::Rows(Pieces::all(rows)),
+        offset: 0.0,
     };
     vec![slot("ode_up_proj", pairs, hidden), slot("ode_down_proj", hidden, pairs)]
 }
@@ -32,7 +34,7 @@ pub(crate) fn solved(mut config: Config, store: &dyn TensorStore) -> Result<Conf
 
 fn read(slot: &Slot, store: &dyn TensorStore) -> Result<Vec<f32>, ModelError> {
     let stored = check(store, slot)?;
-    match store.matrix(&slot.name, slot.shape[1], &slot.pieces)? {
+    match super::matrix(store, slot)? {
         Weight::Dense(matrix) => Ok(widen(&matrix)),
         Weight::Quantised(_) => Err(ModelError::TensorType {
             file: stored.file,

@@ -2,85 +2,30 @@
 
 pub(crate) mod clex;
 pub(crate) mod gguf;
+mod layer;
+mod mxfp4;
+mod roles;
 pub(crate) mod safetensors;
 mod source;
 
+pub use layer::{GatedMlp, LayerWeights, Mlp, SparseMlp, Weights};
+pub(crate) use roles::{Layout, MlpRoles, Part, Pieces, Role, Roles, Slot};
 pub use safetensors::SafeTensors;
 pub use source::Source;
 
-use crate::family::TensorNames;
 use crate::linear::{Linear, Weight};
 use crate::{Config, ModelError};
 use candle_core::quantized::GgmlDType;
-use reattention_kernels::Matrix;
+use reattention_kernels::{Buffer, Matrix, MatrixData};
 use std::collections::BTreeMap;
 use std::ops::Range;
-
-/// All weights of a model.
-#[derive(Debug)]
-pub struct Weights {
-    /// Token embedding `[vocab, hidden]`, looked up with [`Linear::copy_row`].
-    pub embed: Linear,
-    /// Decoder layers, from the first.
-    pub layers: Vec<LayerWeights>,
-    /// Norm after the last layer `[hidden]`.
-    pub norm: Vec<f32>,
-    /// Output head `[vocab, hidden]`; shares the embedding's memory when the two are tied.
-    pub lm_head: Linear,
-}
-
-/// The weights of one decoder layer. Query and key rows are in half-split RoPE order: the first half of a head's rows
-/// holds the cosine parts, whatever order the file had.
-#[derive(Debug)]
-pub struct LayerWeights {
-    /// Norm before attention `[hidden]`.
-    pub attn_norm: Vec<f32>,
-    /// Query projection `[n_heads * head_dim, hidden]`.
-    pub q: Linear,
-    /// Key projection `[n_kv_heads * head_dim, hidden]`.
-    pub k: Linear,
-    /// Value projection `[n_kv_heads * head_dim, hidden]`.
-    pub v: Linear,
-    /// Output projection `[hidden, n_heads * head_dim]`.
-    pub o: Linear,
-    /// Norm of each query head `[head_dim]`, before RoPE, in families that have it.
-    pub q_norm: Option<Vec<f32>>,
-    /// Norm of each key head `[head_dim]`.
-    pub k_norm: Option<Vec<f32>>,
-    /// Norm before the MLP `[hidden]`.
-    pub mlp_norm: Vec<f32>,
-    /// Gate projection `[intermediate, hidden]`.
-    pub gate: Linear,
-    /// Up projection `[intermediate, hidden]`.
-    pub up: Linear,
-    /// Down projection `[hidden, intermediate]`.
-    pub down: Linear,
-}
+use std::sync::Arc;
 
 #[cfg(test)]
 mod tests;
 
-impl Weights {
-    /// Memory held, in bytes; tied matrices count once.
-    pub fn bytes(&self) -> usize {
-        let head = if self.lm_head.weight().is(self.embed.weight()) { 0 } else { self.lm_head.bytes() };
-        let layers: usize = self.layers.iter().map(LayerWeights::bytes).sum();
-        self.embed.bytes() + head + layers + size_of_val(&self.norm[..])
-    }
-}
-
-impl LayerWeights {
-    /// Memory held, in bytes.
-    pub fn bytes(&self) -> usize {
-        let linear = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down];
-        let norms = [Some(&self.attn_norm), self.q_norm.as_ref(), self.k_norm.as_ref(), Some(&self.mlp_norm)];
-        linear.iter().map(|l| l.bytes()).sum::<usize>()
-            + norms.iter().flatten().map(|n| size_of_val(&n[..])).sum::<usize>()
-    }
-}
-
 /// What loading will take, known from the headers alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WeightPlan {
     /// Bytes held after loading.
     pub bytes_resident: u64,
@@ -88,6 +33,8 @@ pub struct WeightPlan {
     pub bytes_scratch: u64,
     /// Parameters; tied ones count once.
     pub params: u64,
+    /// Parameters that a token passes: of the experts of a sparse layer only as many as it is sent to.
+    pub active_params: u64,
     /// Bytes held by stored element type: `bf16`, `q4_k`, ...
     pub bytes_by_type: BTreeMap<String, u64>,
 }
@@ -129,6 +76,16 @@ pub(crate) trait TensorStore: std::fmt::Debug + Send + Sync {
     fn name(&self) -> &str;
     /// The tensor's description, `None` when it is not there, an error when its type cannot be used.
     fn find(&self, name: &str) -> Result<Option<Stored>, ModelError>;
+    /// Whether there is a tensor of this name, of whatever type.
+    fn has(&self, name: &str) -> bool;
+    /// The shape of a tensor of bytes, `None` when there is none.
+    fn find_bytes(&self, _name: &str) -> Option<Vec<usize>> {
+        None
+    }
+    /// Rows `rows`, of `row_bytes` each, of a tensor of bytes.
+    fn bytes(&self, name: &str, _row_bytes: usize, _rows: Range<usize>) -> Result<Vec<u8>, ModelError> {
+        Err(ModelError::TensorMissing { file: self.name().into(), tensor: name.into(), help: String::new() })
+    }
     /// Rows `pieces` of a matrix of `cols` columns, one after the other.
     fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Weight, ModelError>;
     /// Elements `pieces` of a vector, one after the other, in f32.
@@ -140,229 +97,198 @@ pub(crate) trait TensorStore: std::fmt::Debug + Send + Sync {
     }
 }
 
-/// The rows to take from a stored tensor, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Pieces(Vec<Range<usize>>);
-
-impl Pieces {
-    fn all(rows: usize) -> Self {
-        Self(std::iter::once(0..rows).collect())
-    }
-
-    /// Undoes the interleaved RoPE layout: rows `0, 2, 4, ...` of each head, then rows `1, 3, 5, ...`.
-    fn half_split(heads: usize, head_dim: usize) -> Self {
-        let head = |h: usize| {
-            let row = move |parity: usize| (0..head_dim / 2).map(move |i| h * head_dim + 2 * i + parity);
-            row(0).chain(row(1))
-        };
-        Self((0..heads).flat_map(head).map(|r| r..r + 1).collect())
-    }
-
-    pub(crate) fn ranges(&self) -> &[Range<usize>] {
-        &self.0
-    }
-
-    pub(crate) fn rows(&self) -> usize {
-        self.0.iter().map(ExactSizeIterator::len).sum()
-    }
-}
-
-/// How a file format lays out the tensors of a model.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Layout {
-    pub(crate) names: &'static TensorNames,
-    /// Query, key and value in one matrix.
-    pub(crate) packed_qkv: bool,
-    /// Query and key rows interleave the two halves of RoPE.
-    pub(crate) interleaved: bool,
-}
-
-/// A stored tensor that the model needs, and the part of it that one layer takes.
-pub(crate) struct Slot {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) pieces: Pieces,
-}
-
 /// Checks that every tensor is there with the right shape and type, and adds up what loading takes.
 pub(crate) fn plan(
     config: &Config,
     layout: Layout,
     store: &dyn TensorStore,
 ) -> Result<WeightPlan, ModelError> {
-    let mut plan =
-        WeightPlan { bytes_resident: 0, bytes_scratch: 0, params: 0, bytes_by_type: BTreeMap::new() };
-    let mut add = |slot: &Slot| -> Result<(), ModelError> {
-        let stored = check(store, slot)?;
-        let elements: u64 =
-            slot.shape[1..].iter().map(|&d| d as u64).product::<u64>() * slot.pieces.rows() as u64;
-        // Vectors are held in f32 whatever they are stored in.
-        let (name, bytes) = match slot.shape.len() {
-            1 => ("f32".to_string(), elements * 4),
-            _ => stored.element.name_and_bytes(elements),
-        };
-        if let Element::Quantised(_) = stored.element {
-            plan.bytes_scratch = plan.bytes_scratch.max(bytes);
-        }
-        plan.params += elements;
-        plan.bytes_resident += bytes;
-        *plan.bytes_by_type.entry(name).or_default() += bytes;
-        Ok(())
-    };
+    let mut tally = Tally { store, plan: WeightPlan::default() };
     let roles = Roles { config, layout };
-    add(&roles.embed())?;
+    tally.add(&roles.embed())?;
     for layer in 0..config.n_layers {
-        for role in roles.linears(layer) {
-            add(&role.slot(".weight"))?;
-            match role.bias {
-                true => add(&role.slot(".bias"))?,
-                false => refuse_bias(store, &role)?,
+        roles.attention(layer).iter().try_for_each(|role| tally.linear(role))?;
+        match roles.mlp(layer) {
+            MlpRoles::Dense(mlp) => mlp.iter().try_for_each(|role| tally.linear(role))?,
+            MlpRoles::Sparse(sparse) => {
+                tally.linear(&sparse.router)?;
+                let before = tally.plan.params;
+                roles.experts(layer).flatten().try_for_each(|role| tally.linear(&role))?;
+                let count = config.experts.as_ref().map_or(0, |e| e.count as u64);
+                let of_one = (tally.plan.params - before) / count.max(1);
+                let per_token = config.experts.as_ref().map_or(0, |e| e.per_token as u64);
+                tally.plan.active_params -= of_one * count.saturating_sub(per_token);
+                if let Some((mlp, weight)) = &sparse.shared {
+                    mlp.iter().chain([weight]).try_for_each(|role| tally.linear(role))?;
+                }
             }
         }
-        roles.norms(layer).iter().try_for_each(&mut add)?;
+        let vectors = roles.norms(layer).into_iter().chain([roles.sinks(layer)]).flatten();
+        vectors.into_iter().try_for_each(|slot| tally.add(&slot))?;
     }
-    add(&roles.norm())?;
+    tally.add(&roles.norm())?;
     if let Some(head) = roles.lm_head() {
-        add(&head)?;
+        tally.add(&head)?;
     }
-    Ok(plan)
+    Ok(tally.plan)
+}
+
+struct Tally<'a> {
+    store: &'a dyn TensorStore,
+    plan: WeightPlan,
+}
+
+impl Tally<'_> {
+    fn add(&mut self, slot: &Slot) -> Result<(), ModelError> {
+        let [rows, cols] = slot.taken();
+        let elements = rows as u64 * cols as u64;
+        let (name, bytes, scratch) = match &slot.part {
+            Part::Mxfp4(pieces) => {
+                mxfp4::check(self.store, slot)?;
+                mxfp4::name_bytes_scratch(pieces, slot.cols)
+            }
+            part => {
+                let element = check(self.store, slot)?.element;
+                // Vectors are held in f32 whatever they are stored in.
+                let (name, bytes) = match slot.is_vector() {
+                    true => ("f32".to_string(), elements * 4),
+                    false => element.name_and_bytes(elements),
+                };
+                let scratch = match part {
+                    Part::Columns { rows, .. } => {
+                        element.name_and_bytes(rows.len() as u64 * slot.cols as u64).1
+                    }
+                    _ if matches!(element, Element::Quantised(_)) => bytes,
+                    _ => 0,
+                };
+                (name, bytes, scratch)
+            }
+        };
+        self.plan.bytes_scratch = self.plan.bytes_scratch.max(scratch);
+        self.plan.params += elements;
+        self.plan.active_params += elements;
+        self.plan.bytes_resident += bytes;
+        *self.plan.bytes_by_type.entry(name).or_default() += bytes;
+        Ok(())
+    }
+
+    fn linear(&mut self, role: &Role) -> Result<(), ModelError> {
+        self.add(&role.weight)?;
+        match &role.bias {
+            Some(bias) => self.add(bias),
+            None => refuse_bias(self.store, role),
+        }
+    }
 }
 
 /// Reads everything; peak memory is what [`plan`] announces.
 pub(crate) fn load(config: &Config, layout: Layout, store: &dyn TensorStore) -> Result<Weights, ModelError> {
     plan(config, layout, store)?;
     let roles = Roles { config, layout };
-    let matrix = |slot: &Slot| store.matrix(&slot.name, slot.shape[1], &slot.pieces);
-    let vector = |slot: &Slot| store.vector(&slot.name, &slot.pieces);
+    let vector = |slot: Option<Slot>| slot.map(|slot| vector(store, &slot)).transpose();
     let linear = |role: &Role| -> Result<Linear, ModelError> {
-        let weight = matrix(&role.slot(".weight"))?;
-        let bias = if role.bias { Some(vector(&role.slot(".bias"))?) } else { None };
-        Ok(Linear::new(weight, bias))
+        Ok(Linear::new(matrix(store, &role.weight)?, vector(role.bias.clone())?))
     };
-    let embed = matrix(&roles.embed())?;
+    let gated = |[gate, up, down]: &[Role; 3]| -> Result<GatedMlp, ModelError> {
+        Ok(GatedMlp { gate: linear(gate)?, up: linear(up)?, down: linear(down)? })
+    };
+    let mlp = |layer| -> Result<Mlp, ModelError> {
+        Ok(match roles.mlp(layer) {
+            MlpRoles::Dense(mlp) => Mlp::Dense(gated(&mlp)?),
+            MlpRoles::Sparse(sparse) => Mlp::Sparse(SparseMlp {
+                router: linear(&sparse.router)?,
+                experts: roles.experts(layer).map(|mlp| gated(&mlp)).collect::<Result<_, _>>()?,
+                shared: match &sparse.shared {
+                    Some((mlp, weight)) => Some((gated(mlp)?, linear(weight)?)),
+                    None => None,
+                },
+            }),
+        })
+    };
+    let embed = matrix(store, &roles.embed())?;
     let mut layers = Vec::with_capacity(config.n_layers);
     for layer in 0..config.n_layers {
-        let [q, k, v, o, gate, up, down] = roles.linears(layer);
-        let mut norms = roles.norms(layer).into_iter();
-        let mut norm = || norms.next().map(|slot| vector(&slot)).transpose();
-        let (attn_norm, mlp_norm) = (norm()?.unwrap_or_default(), norm()?.unwrap_or_default());
+        let [q, k, v, o] = roles.attention(layer);
+        let [attn_norm, attn_post_norm, mlp_norm, mlp_post_norm, q_norm, k_norm] = roles.norms(layer);
         layers.push(LayerWeights {
-            attn_norm,
+            attn_norm: vector(attn_norm)?,
             q: linear(&q)?,
             k: linear(&k)?,
             v: linear(&v)?,
             o: linear(&o)?,
-            q_norm: norm()?,
-            k_norm: norm()?,
-            mlp_norm,
-            gate: linear(&gate)?,
-            up: linear(&up)?,
-            down: linear(&down)?,
+            q_norm: vector(q_norm)?,
+            k_norm: vector(k_norm)?,
+            sinks: vector(roles.sinks(layer))?,
+            attn_post_norm: vector(attn_post_norm)?,
+            mlp_norm: vector(mlp_norm)?,
+            mlp: mlp(layer)?,
+            mlp_post_norm: vector(mlp_post_norm)?,
         });
     }
-    let norm = vector(&roles.norm())?;
+    let norm = vector(Some(roles.norm()))?.unwrap_or_default();
     let lm_head = match roles.lm_head() {
-        Some(slot) => matrix(&slot)?,
+        Some(slot) => matrix(store, &slot)?,
         None => embed.clone(),
     };
     Ok(Weights { embed: Linear::new(embed, None), layers, norm, lm_head: Linear::new(lm_head, None) })
 }
 
-/// Names, shapes and rows of every tensor of a configuration.
-pub(crate) struct Roles<'a> {
-    pub(crate) config: &'a Config,
-    pub(crate) layout: Layout,
-}
-
-/// One linear layer: which tensor and which of its rows.
-pub(crate) struct Role {
-    base: String,
-    shape: [usize; 2],
-    pieces: Pieces,
-    pub(crate) bias: bool,
-}
-
-impl Role {
-    pub(crate) fn slot(&self, end: &str) -> Slot {
-        let shape = if end == ".bias" { vec![self.shape[0]] } else { self.shape.to_vec() };
-        Slot { name: format!("{}{end}", self.base), shape, pieces: self.pieces.clone() }
-    }
-}
-
-impl Roles<'_> {
-    /// Query, key, value, output, gate, up, down.
-    pub(crate) fn linears(&self, layer: usize) -> [Role; 7] {
-        let (c, names) = (self.config, self.layout.names);
-        let (q_rows, kv_rows, group) =
-            (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_heads / c.n_kv_heads);
-        let role = |name: &str, shape: [usize; 2], pieces: Pieces, bias| Role {
-            base: name.replace("{}", &layer.to_string()),
-            shape,
-            pieces,
-            bias,
-        };
-        let whole = |name, shape: [usize; 2], bias| role(name, shape, Pieces::all(shape[0]), bias);
-        let [q, k, v] = if self.layout.packed_qkv {
-            // Per KV head: the rows of its query heads, of the key, of the value.
-            let part = |first: usize, heads: usize| {
-                let of_group = move |g: usize| (g * (group + 2) + first) * c.head_dim;
-                let pieces =
-                    (0..c.n_kv_heads).map(|g| of_group(g)..of_group(g) + heads * c.head_dim).collect();
-                role(names.qkv, [q_rows + 2 * kv_rows, c.hidden], Pieces(pieces), c.qkv_bias)
-            };
-            [part(0, group), part(group, 1), part(group + 1, 1)]
-        } else {
-            let rotated = |name, heads: usize| {
-                let rows = heads * c.head_dim;
-                let pieces = match self.layout.interleaved {
-                    true => Pieces::half_split(heads, c.head_dim),
-                    false => Pieces::all(rows),
-                };
-                role(name, [rows, c.hidden], pieces, c.qkv_bias)
-            };
-            let v = whole(names.v, [kv_rows, c.hidden], c.qkv_bias);
-            [rotated(names.q, c.n_heads), rotated(names.k, c.n_kv_heads), v]
-        };
-        let o = whole(names.o, [c.hidden, q_rows], c.o_bias);
-        let gate = whole(names.gate, [c.intermediate, c.hidden], c.mlp_bias);
-        let up = whole(names.up, [c.intermediate, c.hidden], c.mlp_bias);
-        let down = whole(names.down, [c.hidden, c.intermediate], c.mlp_bias);
-        [q, k, v, o, gate, up, down]
-    }
-
-    /// Norms before attention and MLP, then of query and key where the family has them.
-    pub(crate) fn norms(&self, layer: usize) -> Vec<Slot> {
-        let (c, names) = (self.config, self.layout.names);
-        let vector = |name: &str, len| Slot {
-            name: format!("{}.weight", name.replace("{}", &layer.to_string())),
-            shape: vec![len],
-            pieces: Pieces::all(len),
-        };
-        let mut slots = vec![vector(names.attn_norm, c.hidden), vector(names.mlp_norm, c.hidden)];
-        if c.family.qk_norm {
-            slots.extend([vector(names.q_norm, c.head_dim), vector(names.k_norm, c.head_dim)]);
+/// The matrix of a slot that was checked.
+fn matrix(store: &dyn TensorStore, slot: &Slot) -> Result<Weight, ModelError> {
+    match &slot.part {
+        Part::Rows(pieces) => store.matrix(&slot.name, slot.cols, pieces),
+        Part::Mxfp4(pieces) => mxfp4::matrix(store, slot, pieces),
+        Part::Columns { rows, columns } => {
+            let pieces = Pieces::range(rows.clone());
+            match store.matrix(&slot.name, slot.cols, &pieces)? {
+                Weight::Dense(stored) => transposed(&stored, columns)
+                    .ok_or_else(|| ModelError::format(store.name(), "tensor", "blocks cannot be transposed"))
+                    .map(|matrix| Weight::Dense(Arc::new(matrix))),
+                Weight::Quantised(_) => {
+                    Err(ModelError::format(store.name(), "tensor", "blocks cannot be transposed"))
+                }
+            }
         }
-        slots
     }
+}
 
-    pub(crate) fn embed(&self) -> Slot {
-        self.table(self.layout.names.embed)
+/// The columns `columns` of a matrix as rows; `None` for blocks.
+fn transposed(matrix: &Matrix, columns: &Pieces) -> Option<Matrix> {
+    fn turn<T: bytemuck::Pod>(data: &[T], cols: usize, columns: &Pieces) -> Buffer<T> {
+        let rows = data.len() / cols.max(1);
+        let mut out = Buffer::<T>::zeroed(columns.rows() * rows);
+        let columns = columns.ranges().iter().cloned().flatten();
+        for (out, column) in out.chunks_exact_mut(rows.max(1)).zip(columns) {
+            out.iter_mut().zip(data[column..].iter().step_by(cols)).for_each(|(o, x)| *o = *x);
+        }
+        out
     }
+    let cols = matrix.cols();
+    let data = match matrix.data() {
+        MatrixData::F32(d) => MatrixData::F32(turn(d, cols, columns)),
+        MatrixData::F16(d) => MatrixData::F16(turn(d, cols, columns)),
+        MatrixData::Bf16(d) => MatrixData::Bf16(turn(d, cols, columns)),
+        MatrixData::Blocks(..) => return None,
+    };
+    Matrix::new(columns.rows(), matrix.rows(), data).ok()
+}
 
-    pub(crate) fn norm(&self) -> Slot {
-        let hidden = self.config.hidden;
-        let name = format!("{}.weight", self.layout.names.norm);
-        Slot { name, shape: vec![hidden], pieces: Pieces::all(hidden) }
+/// The vector of a slot that was checked.
+fn vector(store: &dyn TensorStore, slot: &Slot) -> Result<Vec<f32>, ModelError> {
+    let Part::Rows(pieces) = &slot.part else { return Ok(Vec::new()) };
+    // In one piece: elements that take turns would be as many reads.
+    let span = pieces.span();
+    let whole = store.vector(&slot.name, &Pieces::range(span.clone()))?;
+    let mut vector: Vec<f32> = pieces
+        .ranges()
+        .iter()
+        .flat_map(|r| &whole[r.start - span.start..r.end - span.start])
+        .copied()
+        .collect();
+    if slot.offset != 0.0 {
+        vector.iter_mut().for_each(|x| *x += slot.offset);
     }
-
-    pub(crate) fn lm_head(&self) -> Option<Slot> {
-        (!self.config.tie_embeddings).then(|| self.table(self.layout.names.lm_head))
-    }
-
-    fn table(&self, name: &str) -> Slot {
-        let (rows, cols) = (self.config.vocab_size, self.config.hidden);
-        Slot { name: format!("{name}.weight"), shape: vec![rows, cols], pieces: Pieces::all(rows) }
-    }
+    Ok(vector)
 }
 
 impl Element {
@@ -400,7 +326,9 @@ fn check(store: &dyn TensorStore, slot: &Slot) -> Result<Stored, ModelError> {
         }
         .into(),
     })?;
-    if stored.shape != slot.shape {
+    // A row may be written as a vector.
+    let cut = |shape: &[usize]| shape.iter().copied().skip_while(|&d| d == 1).collect::<Vec<_>>();
+    if cut(&stored.shape) != cut(&slot.shape) {
         return Err(ModelError::TensorShape {
             file: stored.file,
             tensor: slot.name.clone(),
@@ -408,7 +336,7 @@ fn check(store: &dyn TensorStore, slot: &Slot) -> Result<Stored, ModelError> {
             found: stored.shape,
         });
     }
-    if let (Element::Quantised(dtype), 1) = (stored.element, slot.shape.len()) {
+    if let (Element::Quantised(dtype), true) = (stored.element, slot.is_vector()) {
         return Err(ModelError::TensorType {
             file: stored.file,
             tensor: slot.name.clone(),
@@ -421,8 +349,8 @@ fn check(store: &dyn TensorStore, slot: &Slot) -> Result<Stored, ModelError> {
 
 /// A bias that the configuration does not announce would silently be left out.
 fn refuse_bias(store: &dyn TensorStore, role: &Role) -> Result<(), ModelError> {
-    let name = format!("{}.bias", role.base);
-    match store.find(&name)? {
+    let name = &role.bias_name;
+    match store.find(name)? {
         None => Ok(()),
         Some(stored) => Err(ModelError::unsupported(
             &stored.file,

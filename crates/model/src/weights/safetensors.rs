@@ -6,6 +6,7 @@ use crate::ModelError;
 use crate::linear::Weight;
 use safetensors::tensor::{Dtype, Metadata};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Component, Path};
 
 const SINGLE: &str = "model.safetensors";
@@ -141,6 +142,21 @@ impl TensorStore for SafeTensors {
             }
         };
         Ok(Some(Stored { file, shape: entry.shape.clone(), element }))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    fn find_bytes(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensors.get(name).filter(|e| e.dtype == Dtype::U8).map(|e| e.shape.clone())
+    }
+
+    fn bytes(&self, name: &str, row_bytes: usize, rows: Range<usize>) -> Result<Vec<u8>, ModelError> {
+        let (entry, rows) = (self.entry(name)?, Pieces::range(rows));
+        let mut out = vec![0; rows.rows() * row_bytes];
+        self.files[entry.file].read_rows(entry.offset, row_bytes, &rows, &mut out)?;
+        Ok(out)
     }
 
     fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Weight, ModelError> {

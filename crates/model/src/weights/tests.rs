@@ -1,13 +1,15 @@
 use super::*;
 use crate::synth::{DenseType, GgufType, Shape, write_gguf, write_hugging_face};
-use crate::{Checkpoint, load};
+use crate::{Checkpoint, Family, load};
 use reattention::rope::RopeScaling;
 use reattention_kernels::Reference;
 use serde_json::json;
 use std::path::PathBuf;
 use tempfile::TempDir;
 
-const FAMILIES: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "internlm2"];
+fn families() -> impl Iterator<Item = &'static str> {
+    Family::all().iter().map(|family| family.name)
+}
 
 fn folder(shape: &Shape, dtype: DenseType, shard: Option<u64>) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -31,11 +33,29 @@ fn flat(weights: &Weights) -> Vec<Vec<f32>> {
     };
     let mut all = vec![rows(&weights.embed), weights.norm.clone(), rows(&weights.lm_head)];
     for l in &weights.layers {
-        all.extend([&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].map(rows));
-        all.extend([l.attn_norm.clone(), l.mlp_norm.clone()]);
-        all.extend([&l.q_norm, &l.k_norm].into_iter().flatten().cloned());
+        all.extend([&l.q, &l.k, &l.v, &l.o].map(rows));
+        match &l.mlp {
+            Mlp::Dense(mlp) => all.extend(mlp.linears().map(rows)),
+            Mlp::Sparse(sparse) => {
+                all.push(rows(&sparse.router));
+                all.extend(sparse.experts.iter().flat_map(|mlp| mlp.linears().map(rows)));
+                if let Some((mlp, weight)) = &sparse.shared {
+                    all.extend(mlp.linears().into_iter().chain([weight]).map(rows));
+                }
+            }
+        }
+        let norms = [&l.attn_norm, &l.attn_post_norm, &l.mlp_norm, &l.mlp_post_norm, &l.q_norm, &l.k_norm];
+        all.extend(norms.into_iter().chain([&l.sinks]).flatten().cloned());
     }
     all
+}
+
+/// The down projection of a layer without experts.
+fn down(weights: &Weights, layer: usize) -> &Linear {
+    match &weights.layers[layer].mlp {
+        Mlp::Dense(mlp) => &mlp.down,
+        Mlp::Sparse(_) => panic!("layer {layer} is sparse"),
+    }
 }
 
 fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
@@ -49,7 +69,7 @@ fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
 
 #[test]
 fn dense_files_of_every_family_hold_the_same_weights() {
-    for family in FAMILIES {
+    for family in families() {
         let shape = Shape::tiny(family);
         let dir = folder(&shape, DenseType::F32, None);
         let (config, weights) = load(dir.path()).unwrap();
@@ -65,13 +85,12 @@ fn dense_files_of_every_family_hold_the_same_weights() {
             let (read, weights) = load(&gguf(&dir, &shape, dtype)).unwrap();
             assert!(largest_difference(&flat(&weights), &want) < 1e-6, "{family} {dtype:?}");
             // Mistral without a sliding window is a Llama in GGUF.
-            if family != "mistral" {
-                assert_eq!(
-                    Config { dtype: None, ..read },
-                    Config { dtype: None, ..config.clone() },
-                    "{family}"
-                );
-            }
+            let same = if family == "mistral" { config.family } else { read.family };
+            assert_eq!(
+                Config { dtype: None, family: same, ..read },
+                Config { dtype: None, ..config.clone() },
+                "{family}"
+            );
         }
     }
 }
@@ -91,23 +110,167 @@ fn biases_are_read_permuted_and_split_like_their_rows() {
 /// The layouts written down by hand, since writer and reader share their arithmetic.
 #[test]
 fn rows_are_taken_from_where_the_formats_keep_them() {
+    let flat = |pieces: &Pieces| pieces.ranges().iter().cloned().flatten().collect::<Vec<_>>();
     // llama.cpp stores row (head, half, i) at (head, i, half): heads of 4 become 0 2 1 3.
-    let order: Vec<usize> = Pieces::half_split(2, 4).ranges().iter().cloned().flatten().collect();
-    assert_eq!(order, [0, 2, 1, 3, 4, 6, 5, 7]);
-    // InternLM2 with 4 heads and 2 KV heads of 2 rows: per KV head two query heads, the key, the value.
-    let mut shape = Shape::tiny("internlm2");
-    (shape.head_dim, shape.hidden) = (2, 8);
-    let config = shape.config().unwrap();
-    let layout = Layout { names: config.family.tensors, packed_qkv: true, interleaved: false };
-    let roles = Roles { config: &config, layout };
-    let [q, k, v, ..] =
-        roles.linears(0).map(|l| l.pieces.ranges().iter().cloned().flatten().collect::<Vec<_>>());
-    assert_eq!((q, k, v), (vec![0, 1, 2, 3, 8, 9, 10, 11], vec![4, 5, 12, 13], vec![6, 7, 14, 15]));
+    assert_eq!(flat(&Pieces::of_pairs(2, 4, 4, true)), [0, 2, 1, 3, 4, 6, 5, 7]);
+    assert_eq!(flat(&Pieces::of_pairs(2, 4, 4, false)), [0, 1, 2, 3, 4, 5, 6, 7]);
+    // Of heads of 8 only the first 4 rows turn: 0 with 2 and 1 with 3 (or 0 with 1 and 2 with 3), which then lie 4 apart.
+    assert_eq!(flat(&Pieces::of_pairs(1, 8, 4, false)), [0, 1, 4, 5, 2, 3, 6, 7]);
+    assert_eq!(flat(&Pieces::of_pairs(1, 8, 4, true)), [0, 2, 4, 5, 1, 3, 6, 7]);
+    assert_eq!(flat(&Pieces::of_pairs(2, 6, 4, false)), [0, 1, 4, 2, 3, 5, 6, 7, 10, 8, 9, 11]);
+    let rows_of = |shape: &Shape| {
+        let config = shape.config().unwrap();
+        let roles = Roles { config: &config, layout: Layout::hugging_face(config.family) };
+        let of = |role: &Role| match &role.weight.part {
+            Part::Rows(pieces) | Part::Mxfp4(pieces) => flat(pieces),
+            Part::Columns { rows, columns } => [flat(&Pieces::range(rows.clone())), flat(columns)].concat(),
+        };
+        let mut all: Vec<_> = roles.attention(0)[..3].iter().map(of).collect();
+        match roles.mlp(0) {
+            MlpRoles::Dense(mlp) => all.extend(mlp.iter().map(of)),
+            MlpRoles::Sparse(_) => all.extend(roles.experts(0).flatten().map(|role| of(&role))),
+        }
+        all
+    };
+    let small = |family: &str| Shape { head_dim: 2, hidden: 8, intermediate: 3, ..Shape::tiny(family) };
+    // 4 heads and 2 KV heads of 2 rows. InternLM2: per KV head two query heads, the key, the value.
+    let internlm2 = rows_of(&small("internlm2"));
+    assert_eq!(internlm2[..3], [vec![0, 1, 2, 3, 8, 9, 10, 11], vec![4, 5, 12, 13], vec![6, 7, 14, 15]]);
+    // Phi-3: all of the query, of the key, of the value; then the gate's rows before the up's.
+    let phi3 = rows_of(&small("phi3"));
+    let want: [Vec<usize>; 5] =
+        [(0..8).collect(), (8..12).collect(), (12..16).collect(), (0..3).collect(), (3..6).collect()];
+    assert_eq!(phi3[..5], want);
+    // gpt-oss: 8 input rows an expert, of which columns of gate and up take turns; the second expert's begin at row 8.
+    let gpt_oss = rows_of(&Shape { intermediate: 3, hidden: 8, ..Shape::tiny("gpt_oss") });
+    let columns =
+        |rows: std::ops::Range<usize>, columns: [usize; 3]| [rows.collect(), columns.to_vec()].concat();
+    assert_eq!(gpt_oss[3], columns(0..8, [0, 2, 4]));
+    assert_eq!(gpt_oss[4], columns(0..8, [1, 3, 5]));
+    assert_eq!(gpt_oss[6], columns(8..16, [0, 2, 4]));
+}
+
+/// Experts in the 4-bit form that gpt-oss is published in, their bytes written by hand.
+#[test]
+fn experts_in_mxfp4_are_read() {
+    let shape = Shape { n_layers: 1, intermediate: 32, hidden: 32, ..Shape::tiny("gpt_oss") };
+    let dir = folder(&shape, DenseType::F32, None);
+    let (_, dense) = load(dir.path()).unwrap();
+    let file = dir.path().join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let all = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let is_expert =
+        |name: &str| name.ends_with("experts.gate_up_proj") || name.ends_with("experts.down_proj");
+    let mut tensors: Vec<_> = all.tensors().into_iter().filter(|(name, _)| !is_expert(name)).collect();
+    let (mut blocks, mut scales) = (vec![vec![0u8; 4 * 64 * 16], vec![0u8; 4 * 32 * 16]], Vec::new());
+    for (i, byte) in blocks.iter_mut().flatten().enumerate() {
+        *byte = (i * 37 % 251) as u8;
+    }
+    for rows in [4 * 64, 4 * 32] {
+        scales.push((0..rows).map(|row| 120 + (row % 9) as u8).collect::<Vec<u8>>());
+    }
+    for ((name, rows), (blocks, scales)) in
+        [("gate_up", 64), ("down", 32)].iter().zip(blocks.iter().zip(&scales))
+    {
+        let view = |end: &str, shape: &[usize], data| {
+            let name = format!("model.layers.0.mlp.experts.{name}_proj_{end}");
+            (
+                name,
+                ::safetensors::tensor::TensorView::new(::safetensors::Dtype::U8, shape.to_vec(), data)
+                    .unwrap(),
+            )
+        };
+        tensors.push(view("blocks", &[4, *rows, 1, 16], blocks));
+        tensors.push(view("scales", &[4, *rows, 1], scales));
+    }
+    let written = ::safetensors::serialize(tensors, None).unwrap();
+    std::fs::write(&file, written).unwrap();
+    let config = shape.clone().with("quantization_config", json!({ "quant_method": "mxfp4" }));
+    std::fs::write(dir.path().join("config.json"), config.config_json("bfloat16")).unwrap();
+    let (_, weights) = load(dir.path()).unwrap();
+    let values = [0.0f32, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let value = |code: u8| if code < 8 { values[code as usize] } else { -values[code as usize - 8] };
+    let (Mlp::Sparse(sparse), Mlp::Sparse(before)) = (&weights.layers[0].mlp, &dense.layers[0].mlp) else {
+        panic!("a sparse layer")
+    };
+    for (expert, mlp) in sparse.experts.iter().enumerate() {
+        // Rows of gate and up take turns; the lower half of a byte comes first.
+        for (linear, which, step, first, per_expert) in
+            [(&mlp.gate, 0, 2, 0, 64), (&mlp.up, 0, 2, 1, 64), (&mlp.down, 1, 1, 0, 32)]
+        {
+            let mut row = vec![0.0; 32];
+            for r in 0..linear.rows() {
+                linear.copy_row(r, &mut row);
+                let stored = expert * per_expert + first + r * step;
+                let scale = 2f32.powi(i32::from(scales[which][stored]) - 127);
+                for (i, got) in row.iter().enumerate() {
+                    let byte = blocks[which][stored * 16 + i / 2];
+                    let want = value(if i % 2 == 0 { byte & 15 } else { byte >> 4 }) * scale;
+                    assert_eq!(*got, want, "expert {expert}, row {r}, weight {i}");
+                }
+            }
+        }
+        assert_eq!(mlp.gate.bias(), before.experts[expert].gate.bias());
+    }
+    let plan = Checkpoint::open(dir.path()).unwrap().plan().unwrap();
+    assert_eq!(plan.bytes_resident, weights.bytes() as u64);
+}
+
+/// Of the experts only as many count as a token passes.
+#[test]
+fn the_plan_tells_active_parameters() {
+    for (family, per_layer) in [("mixtral", 2 * 3 * 64 * 96), ("qwen3_moe", 2 * 3 * 64 * 32), ("llama", 0)] {
+        let shape = Shape::tiny(family);
+        let plan = Checkpoint::open(folder(&shape, DenseType::F32, None).path()).unwrap().plan().unwrap();
+        assert_eq!(plan.params - plan.active_params, 2 * per_layer, "{family}");
+    }
+}
+
+/// Files of other tools hold experts in one tensor, or gate and up in one, or queries, keys and values.
+#[test]
+fn matrices_are_found_however_a_file_packs_them() {
+    let shape = Shape::tiny("qwen3_moe");
+    let dir = folder(&shape, DenseType::F32, None);
+    let (_, want) = load(dir.path()).unwrap();
+    let file = dir.path().join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let all = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let data = |name: String| all.tensor(&name).unwrap().data().to_vec();
+    let mut packed: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (name, tensor) in all.tensors() {
+        if !name.contains(".experts.")
+            && !name.contains("q_proj")
+            && !name.contains("k_proj")
+            && !name.contains("v_proj")
+        {
+            packed.push((name, tensor.shape().to_vec(), tensor.data().to_vec()));
+        }
+    }
+    for layer in 0..2 {
+        let of = |name: &str| format!("model.layers.{layer}.{name}.weight");
+        let expert = |e: usize, name: &str| data(of(&format!("mlp.experts.{e}.{name}_proj")));
+        let gate_up = (0..4).flat_map(|e| [expert(e, "gate"), expert(e, "up")].concat()).collect();
+        let down = (0..4).flat_map(|e| expert(e, "down")).collect();
+        let experts = |name: &str| format!("model.layers.{layer}.mlp.experts.{name}");
+        packed.push((experts("gate_up_proj"), vec![4, 64, 64], gate_up));
+        packed.push((experts("down_proj"), vec![4, 64, 32], down));
+        let qkv = ["q", "k", "v"].map(|n| data(of(&format!("self_attn.{n}_proj")))).concat();
+        packed.push((of("self_attn.qkv_proj"), vec![256, 64], qkv));
+    }
+    let views = packed.iter().map(|(name, shape, data)| {
+        (
+            name,
+            ::safetensors::tensor::TensorView::new(::safetensors::Dtype::F32, shape.clone(), data).unwrap(),
+        )
+    });
+    std::fs::write(&file, ::safetensors::serialize(views, None).unwrap()).unwrap();
+    let (_, got) = load(dir.path()).unwrap();
+    assert_eq!(flat(&got), flat(&want));
 }
 
 #[test]
 fn the_plan_is_what_loading_holds() {
-    for family in FAMILIES {
+    for family in families() {
         let dir = folder(&Shape::tiny(family), DenseType::Bf16, Some(30_000));
         let path = gguf(&dir, &Shape::tiny(family), GgufType::Q8_0);
         for path in [dir.path().to_path_buf(), path] {
@@ -142,7 +305,7 @@ fn quantised_files_are_close_and_their_products_too() {
             let error = largest_difference(std::slice::from_ref(got), std::slice::from_ref(want));
             assert!(error <= tolerance * scale, "{dtype:?}: {error} of {scale}");
         }
-        products_match(&weights.layers[0].down, dtype);
+        products_match(down(&weights, 0), dtype);
     }
 }
 
@@ -273,7 +436,7 @@ fn candle_reads_the_same_gguf() {
     let (_, weights) = load(&path).unwrap();
     assert_eq!(content.tensor_infos.len(), 2 + 2 * 11);
     let device = candle_core::Device::Cpu;
-    for (name, linear) in [("token_embd", &weights.embed), ("blk.1.ffn_down", &weights.layers[1].down)] {
+    for (name, linear) in [("token_embd", &weights.embed), ("blk.1.ffn_down", down(&weights, 1))] {
         let tensor = content.tensor(&mut file, &format!("{name}.weight"), &device).unwrap();
         let rows = tensor.dequantize(&device).unwrap().to_vec2::<f32>().unwrap();
         let mut row = vec![0.0; linear.cols()];

@@ -46,6 +46,14 @@ const MAX_ARRAY: u64 = 1 << 26;
 const KEPT_ARRAYS: [&str; 4] =
     ["tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "tokenizer.ggml.merges"];
 
+/// Ends of the keys whose value may be one a layer.
+const KEPT_ENDS: [&str; 4] = [
+    ".attention.sliding_window_pattern",
+    ".attention.head_count",
+    ".attention.head_count_kv",
+    ".feed_forward_length",
+];
+
 /// Reads and checks the header.
 pub(crate) fn read(source: &Source) -> Result<Header, ModelError> {
     let mut r = Reader { source, at: 0, buffer: Vec::new(), start: 0 };
@@ -66,7 +74,8 @@ pub(crate) fn read(source: &Source) -> Result<Header, ModelError> {
     for _ in 0..n_values {
         let key = r.text(MAX_NAME)?;
         let kind = r.u32()?;
-        let value = r.value(kind, KEPT_ARRAYS.contains(&key.as_str()))?;
+        let is_kept = KEPT_ARRAYS.contains(&key.as_str()) || KEPT_ENDS.iter().any(|end| key.ends_with(end));
+        let value = r.value(kind, is_kept)?;
         if metadata.insert(key.clone(), value).is_some() {
             return Err(r.error(format!("metadata `{key}` comes twice")));
         }
