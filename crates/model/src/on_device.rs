@@ -2,7 +2,7 @@
 //! there, logits come back. Under other methods queries, keys and values of a step come to the host for attention.
 
 use crate::decoder::{Logits, Model, Observer};
-use crate::linear::{Linear, Weight};
+use crate::linear::Linear;
 use crate::weights::{LayerWeights, Weights};
 use crate::{Config, Scratch};
 use reattention::methods::{Step, StepKind};
@@ -231,7 +231,8 @@ impl Model {
 
 impl DeviceWeights {
     fn new(weights: &Weights, device: &dyn Device) -> Result<Self, DeviceError> {
-        let is_tied = weights.lm_head.weight().is(weights.embed.weight()) && weights.lm_head.bias().is_none();
+        let is_tied =
+            Arc::ptr_eq(weights.lm_head.weight(), weights.embed.weight()) && weights.lm_head.bias().is_none();
         let layer = |l: &LayerWeights| -> Result<DeviceLayer, DeviceError> {
             let linear = |l| DeviceLinear::new(l, device);
             let norm = |weight: &Option<Vec<f32>>| weight.as_ref().map(|w| upload(device, w)).transpose();
@@ -280,13 +281,10 @@ fn matrix(linear: &Linear, device: &dyn Device) -> Result<DeviceMatrix, DeviceEr
 }
 
 fn dtype(linear: &Linear) -> DeviceType {
-    match linear.weight() {
-        Weight::Dense(matrix) => match matrix.data() {
-            MatrixData::F32(_) => DeviceType::F32,
-            MatrixData::F16(_) => DeviceType::F16,
-            MatrixData::Bf16(_) | MatrixData::Blocks(..) => DeviceType::Bf16,
-        },
-        Weight::Quantised(_) => DeviceType::Bf16,
+    match linear.weight().data() {
+        MatrixData::F32(_) => DeviceType::F32,
+        MatrixData::F16(_) => DeviceType::F16,
+        MatrixData::Bf16(_) | MatrixData::Blocks(..) => DeviceType::Bf16,
     }
 }
 

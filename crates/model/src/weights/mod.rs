@@ -9,12 +9,12 @@ pub use safetensors::SafeTensors;
 pub use source::Source;
 
 use crate::family::TensorNames;
-use crate::linear::{Linear, Weight};
+use crate::linear::Linear;
 use crate::{Config, ModelError};
-use candle_core::quantized::GgmlDType;
-use reattention_kernels::Matrix;
+use reattention_kernels::{BlockType, Matrix};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// All weights of a model.
 #[derive(Debug)]
@@ -63,7 +63,8 @@ mod tests;
 impl Weights {
     /// Memory held, in bytes; tied matrices count once.
     pub fn bytes(&self) -> usize {
-        let head = if self.lm_head.weight().is(self.embed.weight()) { 0 } else { self.lm_head.bytes() };
+        let head =
+            if Arc::ptr_eq(self.lm_head.weight(), self.embed.weight()) { 0 } else { self.lm_head.bytes() };
         let layers: usize = self.layers.iter().map(LayerWeights::bytes).sum();
         self.embed.bytes() + head + layers + size_of_val(&self.norm[..])
     }
@@ -112,7 +113,7 @@ pub(crate) enum Element {
     F32,
     F16,
     Bf16,
-    Quantised(GgmlDType),
+    Quantised(BlockType),
 }
 
 /// A tensor found in a checkpoint.
@@ -130,13 +131,10 @@ pub(crate) trait TensorStore: std::fmt::Debug + Send + Sync {
     /// The tensor's description, `None` when it is not there, an error when its type cannot be used.
     fn find(&self, name: &str) -> Result<Option<Stored>, ModelError>;
     /// Rows `pieces` of a matrix of `cols` columns, one after the other.
-    fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Weight, ModelError>;
+    fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Arc<Matrix>, ModelError>;
     /// Elements `pieces` of a vector, one after the other, in f32.
     fn vector(&self, name: &str, pieces: &Pieces) -> Result<Vec<f32>, ModelError> {
-        Ok(match self.matrix(name, 1, pieces)? {
-            Weight::Dense(matrix) => widen(&matrix),
-            Weight::Quantised(_) => Vec::new(),
-        })
+        self.matrix(name, 1, pieces).map(|matrix| widen(&matrix))
     }
 }
 
@@ -201,9 +199,6 @@ pub(crate) fn plan(
             1 => ("f32".to_string(), elements * 4),
             _ => stored.element.name_and_bytes(elements),
         };
-        if let Element::Quantised(_) = stored.element {
-            plan.bytes_scratch = plan.bytes_scratch.max(bytes);
-        }
         plan.params += elements;
         plan.bytes_resident += bytes;
         *plan.bytes_by_type.entry(name).or_default() += bytes;
@@ -366,19 +361,34 @@ impl Roles<'_> {
 }
 
 impl Element {
-    fn name_and_bytes(self, elements: u64) -> (String, u64) {
+    /// As reports spell it.
+    pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::F32 => ("f32".into(), elements * 4),
-            Self::F16 => ("f16".into(), elements * 2),
-            Self::Bf16 => ("bf16".into(), elements * 2),
-            Self::Quantised(dtype) => {
-                let name = match format!("{dtype:?}").to_lowercase() {
-                    k if k.ends_with('k') => format!("{}_k", &k[..k.len() - 1]),
-                    other => other,
-                };
-                (name, elements / dtype.block_size() as u64 * dtype.type_size() as u64)
-            }
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Quantised(kind) => kind.name(),
         }
+    }
+
+    /// Elements and bytes of what cannot be cut further.
+    fn unit(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::Bf16 => (1, 2),
+            Self::Quantised(kind) => (kind.len(), kind.bytes()),
+        }
+    }
+
+    /// Bytes of a row of `cols` elements; `None` when they are no whole number of blocks, or too many to count.
+    pub(crate) fn row_bytes(self, cols: usize) -> Option<usize> {
+        let (elements, bytes) = self.unit();
+        cols.is_multiple_of(elements).then(|| (cols / elements).checked_mul(bytes)).flatten()
+    }
+
+    fn name_and_bytes(self, elements: u64) -> (String, u64) {
+        let (unit, bytes) = self.unit();
+        (self.name().into(), elements / unit as u64 * bytes as u64)
     }
 }
 
@@ -408,11 +418,11 @@ fn check(store: &dyn TensorStore, slot: &Slot) -> Result<Stored, ModelError> {
             found: stored.shape,
         });
     }
-    if let (Element::Quantised(dtype), 1) = (stored.element, slot.shape.len()) {
+    if let (Element::Quantised(kind), 1) = (stored.element, slot.shape.len()) {
         return Err(ModelError::TensorType {
             file: stored.file,
             tensor: slot.name.clone(),
-            found: format!("{dtype:?}"),
+            found: kind.name().to_uppercase(),
             supported: "F32, F16 and BF16 for a vector",
         });
     }
