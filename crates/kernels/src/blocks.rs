@@ -28,13 +28,13 @@ pub enum BlockType {
     Q5K,
     /// 256 weights of 6 bits, with a scale of 8 bits for every 16: 6.6 bits a weight.
     Q6K,
-    /// 32 weights that are each one of [`IQ4_VALUES`], and a scale: 4.5 bits a weight.
+    /// 32 weights that are each one of sixteen listed numbers, and a scale: 4.5 bits a weight.
     Iq4Nl,
-    /// 256 weights that are each one of [`IQ4_VALUES`], with a scale of 6 bits for every 32: 4.25 bits a weight.
+    /// 256 weights that are each one of the same numbers, with a scale of 6 bits for every 32: 4.25 bits a weight.
     Iq4Xs,
-    /// 32 weights that are each one of [`FP4_DOUBLED`], and a power of two: 4.25 bits a weight.
+    /// 32 floats of 4 bits (E2M1 of the OCP MX specification), and a power of two: 4.25 bits a weight.
     Mxfp4,
-    /// 64 weights that are each one of [`FP4_DOUBLED`], with an 8-bit float for every 16: 4.5 bits a weight.
+    /// 64 floats of 4 bits, with a scale that is a float of 8 bits for every 16: 4.5 bits a weight.
     Nvfp4,
     /// 256 weights of -1, 0 and 1, five in a byte, and a scale: 1.7 bits a weight.
     Tq1_0,
