@@ -27,8 +27,8 @@ pub struct Record {
 }
 
 /// Another implementation of the product with weights in blocks, made from their type, `[rows, inputs, outputs]` and
-/// bytes: calling it with `x: [rows, inputs]` fills `y: [rows, outputs]`.
-pub type Peer<'a> = &'a dyn Fn(BlockType, [usize; 3], &[u8]) -> Product;
+/// bytes: calling it with `x: [rows, inputs]` fills `y: [rows, outputs]`. `None` where it does not know the type.
+pub type Peer<'a> = &'a dyn Fn(BlockType, [usize; 3], &[u8]) -> Option<Product>;
 
 /// See [`Peer`].
 pub type Product = Box<dyn FnMut(&[f32], &mut [f32]) + Send>;
@@ -67,9 +67,7 @@ pub fn run(
     bench.linear("linear.f32.prefill", 512, 2048, 2048, false, 0.85);
     bench.linear("linear.bf16.decode", 1, 4096, 16384, true, 0.85);
     bench.linear("linear.f32.decode", 1, 4096, 16384, false, 0.85);
-    for kind in
-        [BlockType::Q8_0, BlockType::Q4K, BlockType::Q6K, BlockType::Q5K, BlockType::Q4_0, BlockType::Q5_0]
-    {
+    for kind in BlockType::ALL {
         bench.blocks(kind, 512, 2048, 2048, peer);
         bench.blocks(kind, 1, 4096, 16384, peer);
     }
@@ -190,7 +188,7 @@ impl Bench<'_> {
         }
         // Without the largest exponents in its half-precision numbers.
         let blocks = noise(bytes, 8, |x| ((x + 1.0) * 128.0) as u8 & 0x3b);
-        let mut product = peer.map(|peer| peer(kind, [rows, inputs, outputs], &blocks));
+        let mut product = peer.and_then(|peer| peer(kind, [rows, inputs, outputs], &blocks));
         let dense = MatrixData::Bf16(noise(outputs * inputs, 1, bf16::from_f32));
         let (Ok(w), Ok(dense)) = (
             Matrix::new(outputs, inputs, MatrixData::Blocks(kind, blocks)),

@@ -7,8 +7,13 @@ use reattention_kernels::{Backend, BlockType, Buffer, Matrix, MatrixData, Refere
 /// Where the half-precision numbers of a block lie.
 fn halves(kind: BlockType) -> &'static [usize] {
     match kind {
-        BlockType::Q4K | BlockType::Q5K => &[0, 2],
+        BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4K | BlockType::Q5K => &[0, 2],
+        BlockType::Q2K => &[80, 82],
+        BlockType::Q3K => &[108],
         BlockType::Q6K => &[208],
+        BlockType::Tq1_0 => &[52],
+        BlockType::Tq2_0 => &[64],
+        BlockType::Mxfp4 | BlockType::Nvfp4 => &[],
         _ => &[0],
     }
 }
@@ -20,6 +25,9 @@ fn matrix(kind: BlockType, rows: usize, cols: usize, rng: &mut Rng) -> Matrix {
         block.iter_mut().for_each(|b| *b = rng.next() as u8);
         for &at in halves(kind) {
             block[at..at + 2].copy_from_slice(&f16::from_f32(rng.real() / 100.0).to_le_bytes());
+        }
+        if kind == BlockType::Mxfp4 {
+            block[0] = rng.int(110, 126) as u8;
         }
     }
     Matrix::new(rows, cols, MatrixData::Blocks(kind, bytes)).unwrap()
@@ -93,6 +101,61 @@ fn products_agree_with_the_reference() {
     }
 }
 
+/// Blocks with the weights that llama.cpp's own package makes of them (testdata/blocks).
+#[test]
+fn weights_are_those_of_the_published_decoder() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/blocks/blocks.txt");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut seen = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let [name, block, weights] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let kind = BlockType::ALL.into_iter().find(|kind| kind.name() == name).unwrap();
+        let hex = |text: &str, digits: usize| -> Vec<u32> {
+            (0..text.len() / digits)
+                .map(|i| u32::from_str_radix(&text[i * digits..(i + 1) * digits], 16).unwrap())
+                .collect()
+        };
+        let block: Vec<u8> = hex(block, 2).iter().map(|&b| b as u8).collect();
+        let want: Vec<f32> = hex(weights, 8).into_iter().map(f32::from_bits).collect();
+        let w = MatrixData::Blocks(kind, Buffer::from_slice(&block));
+        let mut got = vec![f32::NAN; kind.len()];
+        Matrix::new(1, kind.len(), w).unwrap().copy_row(0, &mut got);
+        assert_eq!(got, want, "{name}");
+        seen.push(kind);
+    }
+    seen.dedup();
+    // The package has no decoder of the last.
+    assert_eq!(seen.len(), BlockType::ALL.len() - 1);
+    assert!(!seen.contains(&BlockType::Q1_0));
+}
+
+/// What a single weight is, seen by multiplying with one activation: no path may read a weight from elsewhere.
+#[test]
+fn every_weight_is_read_from_its_place_on_every_path() {
+    let mut rng = Rng(43);
+    for kind in BlockType::ALL {
+        let inputs = kind.len().max(96).next_multiple_of(kind.len());
+        let w = matrix(kind, 2, inputs, &mut rng);
+        // Few rows are multiplied as integers, many are unpacked; every row asks for one weight.
+        for rows in [12, inputs] {
+            for first in (0..inputs).step_by(rows) {
+                let mut x = vec![0.0; rows * inputs];
+                (0..rows.min(inputs - first)).for_each(|r| x[r * inputs + first + r] = 1.0);
+                let (mut want, mut got) = (vec![0.0; rows * 2], vec![0.0; rows * 2]);
+                Reference.linear(&x, rows, &w, None, &mut want);
+                for [backend, ..] in backends() {
+                    backend.linear(&x, rows, &w, None, &mut got);
+                    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                        // Unpacked weights may be rounded to bf16; offsets of few rows are taken off in f32.
+                        let close = (g - w).abs() <= w.abs() / 200.0 + 2e-6;
+                        assert!(close, "{}, {kind:?}, weight {}: {g} for {w}", backend.name(), first + i / 2);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Layouts written down by hand, one weight of each kind of place.
 #[test]
 fn weights_are_where_the_formats_keep_them() {
@@ -129,6 +192,46 @@ fn weights_are_where_the_formats_keep_them() {
             .concat(),
     );
     assert_eq!([5, 37, 69, 101].map(|i| q6k[128 + i]), [-31.0, 14.0, 20.0, 81.0]);
+    // A minimum of -2.0.
+    let q4_1 = row(BlockType::Q4_1, &[(1, one), (3, 0xc0), (4 + 3, 0xb2)]);
+    assert_eq!((q4_1[3], q4_1[19], q4_1[4]), (0.0, 9.0, -2.0));
+    let q5_1 = row(BlockType::Q5_1, &[(1, one), (3, 0xc0), (4, 0x08), (6, 0x08), (8 + 3, 0xb2)]);
+    assert_eq!((q5_1[3], q5_1[19], q5_1[4]), (16.0, 25.0, -2.0));
+    // Group 0 has the scale 3 and the minimum 2, group 12 the scale 5; bits 4 and 5 of byte 39 are weight 199.
+    let q2k = row(BlockType::Q2K, &[(81, one), (83, one), (0, 0x23), (12, 5), (16, 3), (16 + 39, 0x20)]);
+    assert_eq!((q2k[0], q2k[1], q2k[199]), (7.0, -2.0, 10.0));
+    // Scale 0 is 32 + 1 and weight 2 lacks its high bit; scale 13 is 32 + 3, and weight 210 has it.
+    let q3k = [
+        (109, one),
+        (96, 1),
+        (104, 2),
+        (96 + 5, 0x30),
+        (105, 0x80),
+        (18, 0x40),
+        (32 + 2, 1),
+        (32 + 50, 0x20),
+    ];
+    let q3k = row(BlockType::Q3K, &q3k);
+    assert_eq!((q3k[2], q3k[0], q3k[210], q3k[208]), (-3.0, -4.0, 6.0, -12.0));
+    let iq4_nl = row(BlockType::Iq4Nl, &[(1, one), (2 + 3, 0xb2)]);
+    assert_eq!((iq4_nl[3], iq4_nl[19], iq4_nl[4]), (-83.0, 38.0, -127.0));
+    // Group 5 has the scale 2 * 16 + 7 - 32 = 7.
+    let iq4_xs = row(BlockType::Iq4Xs, &[(1, one), (3, 0x08), (4 + 2, 0x70), (8 + 5 * 16 + 4, 0x8f)]);
+    assert_eq!((iq4_xs[164], iq4_xs[180], iq4_xs[0]), (7.0 * 113.0, 7.0, 32.0 * 127.0));
+    // 2^(127 - 128) times twice the value: 6.0 is code 7, -1.0 is code 10.
+    let mxfp4 = row(BlockType::Mxfp4, &[(0, 127), (1 + 2, 0xa7)]);
+    assert_eq!((mxfp4[2], mxfp4[18], mxfp4[3]), (6.0, -1.0, 0.0));
+    // Group 2 has the scale 1.5: exponent 7, mantissa 4.
+    let nvfp4 = row(BlockType::Nvfp4, &[(2, 0x3c), (4 + 2 * 8 + 1, 0xa7)]);
+    assert_eq!((nvfp4[33], nvfp4[41], nvfp4[32]), (9.0, -1.5, 0.0));
+    // 200 / 256 begins with 0.21000 in base 3, 128 / 256 with 0.1.
+    let tq1_0 = row(BlockType::Tq1_0, &[(53, one), (3, 200), (32 + 1, 128), (51, 200)]);
+    assert_eq!([3, 35, 67, 99, 131].map(|i| tq1_0[i]), [1.0, 0.0, -1.0, -1.0, -1.0]);
+    assert_eq!((tq1_0[161], tq1_0[243], tq1_0[247], tq1_0[251]), (0.0, 1.0, 0.0, -1.0));
+    let tq2_0 = row(BlockType::Tq2_0, &[(65, one), (32 + 7, 0x20)]);
+    assert_eq!((tq2_0[128 + 64 + 7], tq2_0[128 + 32 + 7]), (1.0, -1.0));
+    let q1_0 = row(BlockType::Q1_0, &[(1, one), (2 + 15, 0x80)]);
+    assert_eq!((q1_0[127], q1_0[126]), (1.0, -1.0));
 }
 
 #[test]
@@ -140,6 +243,11 @@ fn hostile_blocks_and_activations_spread_and_do_no_harm() {
             let mut bytes = Buffer::<u8>::zeroed(kind.row_bytes(inputs).unwrap() * 4);
             bytes.iter_mut().for_each(|b| *b = rng.next() as u8);
             let row_bytes = bytes.len() / 4;
+            if kind == BlockType::Mxfp4 {
+                // The largest exponents are those of infinity once weights are multiplied with them.
+                let exponent = |block: &mut [u8]| block[0] &= 0x7f;
+                bytes[row_bytes * 3..].chunks_exact_mut(kind.bytes()).for_each(exponent);
+            }
             // Row 0 may hold anything; row 1 a scale that is no number, row 2 an infinite one, row 3 sane ones.
             for (row, scale) in [(1, f16::NAN), (2, f16::INFINITY), (3, f16::ONE)] {
                 for (i, block) in
@@ -157,11 +265,8 @@ fn hostile_blocks_and_activations_spread_and_do_no_harm() {
                 let mut y = vec![0.0; rows * 4];
                 backend.linear(&x, rows, &w, None, &mut y);
                 for y in y.chunks_exact(4) {
-                    assert!(
-                        y[1].is_nan() && !y[2].is_finite() && y[3].is_finite(),
-                        "{}, {kind:?}: {y:?}",
-                        backend.name()
-                    );
+                    let spread = halves(kind).is_empty() || y[1].is_nan() && !y[2].is_finite();
+                    assert!(spread && y[3].is_finite(), "{}, {kind:?}: {y:?}", backend.name());
                 }
             }
             for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -179,6 +284,33 @@ fn hostile_blocks_and_activations_spread_and_do_no_harm() {
                 let mut y = vec![7.0; rows * 4];
                 backend.linear(&x, rows, &w, None, &mut y);
                 assert!(y.chunks_exact(4).all(|y| y[3].abs() < 1e-30), "{}, {kind:?}: {y:?}", backend.name());
+            }
+        }
+    }
+}
+
+/// An expert of a stacked tensor is a range of its rows: the bytes of whole rows are a matrix as they stand, and give what
+/// the same rows give within the whole.
+#[test]
+fn a_range_of_rows_is_a_matrix() {
+    let mut rng = Rng(44);
+    for kind in BlockType::ALL {
+        let (inputs, outputs, first, last) = (3 * kind.len(), 50, 17, 41);
+        let whole = matrix(kind, outputs, inputs, &mut rng);
+        let MatrixData::Blocks(_, bytes) = whole.data() else { panic!("{kind:?}") };
+        let row_bytes = kind.row_bytes(inputs).unwrap();
+        let range = Buffer::from_slice(&bytes[first * row_bytes..last * row_bytes]);
+        let range = Matrix::new(last - first, inputs, MatrixData::Blocks(kind, range)).unwrap();
+        assert_eq!(range.bytes(), (last - first) * row_bytes);
+        for rows in [1, 20] {
+            let x: Vec<f32> = (0..rows * inputs).map(|_| rng.normal()).collect();
+            for [backend, ..] in backends() {
+                let (mut all, mut some) = (vec![0.0; rows * outputs], vec![0.0; rows * (last - first)]);
+                backend.linear(&x, rows, &whole, None, &mut all);
+                backend.linear(&x, rows, &range, None, &mut some);
+                for (all, some) in all.chunks_exact(outputs).zip(some.chunks_exact(last - first)) {
+                    assert_eq!(&all[first..last], some, "{}, {kind:?}, {rows} rows", backend.name());
+                }
             }
         }
     }

@@ -3,7 +3,8 @@
 //! `cargo run --release -p reattention-model --example synth -- SHAPE TYPE OUT`
 //!
 //! SHAPE is `qwen2.5-0.5b`, `llama-3.1-8b`, or the name of a family for a tiny model of it. TYPE is `bf16` or `f32` for a Hugging Face
-//! folder, or `gguf:TYPE` with `q8_0`, `q4_0`, `q4_k`, `q5_k`, `q6_k`, `f16`, `bf16` or `f32` for a GGUF file.
+//! folder, or `gguf:TYPE` with `q8_0`, `q4_0`, `q4_1`, `q5_0`, `q5_1`, `q2_k` to `q6_k`, `f16`, `bf16` or `f32` for a GGUF
+//! file.
 
 use reattention_model::Family;
 use reattention_model::synth::{DenseType, GgufType, Shape, write_gguf, write_hugging_face};
@@ -39,6 +40,11 @@ fn write(args: &[String]) -> Result<(), String> {
         "f32" => write_hugging_face(out, &shape, DenseType::F32, 1, None),
         "gguf:q8_0" => write_gguf(out, &shape, GgufType::Q8_0, 1),
         "gguf:q4_0" => write_gguf(out, &shape, GgufType::Q4_0, 1),
+        "gguf:q4_1" => write_gguf(out, &shape, GgufType::Q4_1, 1),
+        "gguf:q5_0" => write_gguf(out, &shape, GgufType::Q5_0, 1),
+        "gguf:q5_1" => write_gguf(out, &shape, GgufType::Q5_1, 1),
+        "gguf:q2_k" => write_gguf(out, &shape, GgufType::Q2K, 1),
+        "gguf:q3_k" => write_gguf(out, &shape, GgufType::Q3K, 1),
         "gguf:q4_k" => write_gguf(out, &shape, GgufType::Q4K, 1),
         "gguf:q5_k" => write_gguf(out, &shape, GgufType::Q5K, 1),
         "gguf:q6_k" => write_gguf(out, &shape, GgufType::Q6K, 1),

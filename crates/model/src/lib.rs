@@ -30,9 +30,9 @@ pub use error::ModelError;
 pub use family::{
     Biases, ExpertForm, ExpertNames, ExpertRules, Family, Form, Packing, QkNorm, Scales, Sliding, TensorNames,
 };
-pub use linear::{Linear, Weight};
+pub use linear::Linear;
 pub use on_device::device_scratch_bytes;
-pub use quant::{QuantMatrix, candle_product};
+pub use quant::candle_product;
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::{DecodeStream, Encoded, Tokenizer};
 pub use weights::{GatedMlp, LayerWeights, Mlp, SafeTensors, Source, SparseMlp, WeightPlan, Weights};

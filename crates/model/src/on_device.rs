@@ -2,7 +2,7 @@
 //! there, logits come back. Under other methods queries, keys and values of a step come to the host for attention.
 
 use crate::decoder::{Logits, Model, Observer};
-use crate::linear::{Linear, Weight};
+use crate::linear::Linear;
 use crate::weights::{LayerWeights, Mlp, Weights};
 use crate::{Config, Scratch};
 use reattention::methods::{Step, StepKind};
@@ -261,7 +261,8 @@ impl Model {
 
 impl DeviceWeights {
     fn new(weights: &Weights, device: &dyn Device) -> Result<Self, DeviceError> {
-        let is_tied = weights.lm_head.weight().is(weights.embed.weight()) && weights.lm_head.bias().is_none();
+        let is_tied =
+            Arc::ptr_eq(weights.lm_head.weight(), weights.embed.weight()) && weights.lm_head.bias().is_none();
         let layer = |l: &LayerWeights| -> Result<DeviceLayer, DeviceError> {
             let (Mlp::Dense(mlp), Some(attn_norm), Some(mlp_norm)) = (&l.mlp, &l.attn_norm, &l.mlp_norm)
             else {
@@ -314,13 +315,10 @@ fn matrix(linear: &Linear, device: &dyn Device) -> Result<DeviceMatrix, DeviceEr
 }
 
 fn dtype(linear: &Linear) -> DeviceType {
-    match linear.weight() {
-        Weight::Dense(matrix) => match matrix.data() {
-            MatrixData::F32(_) => DeviceType::F32,
-            MatrixData::F16(_) => DeviceType::F16,
-            MatrixData::Bf16(_) | MatrixData::Blocks(..) => DeviceType::Bf16,
-        },
-        Weight::Quantised(_) => DeviceType::Bf16,
+    match linear.weight().data() {
+        MatrixData::F32(_) => DeviceType::F32,
+        MatrixData::F16(_) => DeviceType::F16,
+        MatrixData::Bf16(_) | MatrixData::Blocks(..) => DeviceType::Bf16,
     }
 }
 

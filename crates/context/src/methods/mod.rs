@@ -370,7 +370,7 @@ pub fn specs() -> impl Iterator<Item = &'static MethodSpec> {
 pub fn build(name: &str, settings: &Settings, shape: &ModelShape) -> Result<Box<dyn Method>, MethodError> {
     match REGISTRY.iter().find(|(spec, _)| spec.name == name) {
         Some((spec, build)) => {
-let read = settings.reader(spec);
+            let read = settings.reader(spec);
             read.check_names()?;
             if shape.softcap.is_some() {
                 let reason = format!("the soft cap of scores, which `{}` has, is not computed", shape.family);

@@ -356,7 +356,9 @@ mod tests {
         let path = dir.path().join(ROWS);
         let open = || Journal::open(dir.path(), &Map::new(), &Map::new()).unwrap();
         let mut journal = open();
-        ["1", "2", "3"].map(|id| journal.add(row(id)).unwrap());
+        for id in ["1", "2", "3"] {
+            journal.add(row(id)).unwrap();
+        }
         drop(journal);
         let text = std::fs::read_to_string(&path).unwrap();
         let mut lines: Vec<&str> = text.lines().collect();

@@ -182,19 +182,40 @@ impl Call<'_> {
             let rows = i % row_blocks * row_block..((i % row_blocks + 1) * row_block).min(self.rows);
             let first = i / row_blocks * width;
             let outputs = first..(first + width).min(self.outputs);
-            let job = Panel::<M, W> {
-                call: self,
-                w,
-                x: &x,
-                stride,
-                rows,
-                outputs,
-                depth,
-                panel,
-                operand: M::default(),
-            };
-            // SAFETY: the path is available; panels and blocks of rows are disjoint parts of `y`.
-            unsafe { self.path.call(job) }
+            let mut from = 0;
+            loop {
+                let count = depth.min(units - from);
+                let (panel, unpacked) = panel.split_at_mut(depth * width);
+                let pack = Pack::<M, W> {
+                    w,
+                    inputs: self.inputs,
+                    outputs: outputs.clone(),
+                    from,
+                    count,
+                    panel: &mut *panel,
+                    unpacked,
+                    operand: M::default(),
+                };
+                // SAFETY: the path is available; the outputs and units are those of `w`.
+                unsafe { self.path.call(pack) };
+                let tiles = Tiles::<M> {
+                    call: self,
+                    x: &x,
+                    stride,
+                    rows: rows.clone(),
+                    outputs: outputs.clone(),
+                    from,
+                    count,
+                    panel,
+                    operand: M::default(),
+                };
+                // SAFETY: the path is available; panels and blocks of rows are disjoint parts of `y`.
+                unsafe { self.path.call(tiles) };
+                from += count;
+                if from >= units {
+                    break;
+                }
+            }
         };
         // Room for the panel and, behind it, sixteen unpacked rows of weights.
         let scratch = || vec![0u32; depth * (width + 16)];
@@ -296,60 +317,30 @@ impl<M: Operand> Kernel for PackRows<'_, M> {
     }
 }
 
-/// One panel of outputs for a block of rows.
-struct Panel<'a, M, W> {
-    call: &'a Call<'a>,
+/// Writes the transposed weights of a panel of outputs, units `from..from + count`, to `panel: [count, COLS · LANES]`, zeros
+/// where there is no output.
+struct Pack<'a, M, W> {
     w: W,
-    /// `[rows, stride]` units.
-    x: &'a [u32],
-    stride: usize,
-    rows: std::ops::Range<usize>,
+    inputs: usize,
     outputs: std::ops::Range<usize>,
-    depth: usize,
+    from: usize,
+    count: usize,
     panel: &'a mut [u32],
+    /// Room for sixteen rows of weights.
+    unpacked: &'a mut [u32],
     #[allow(dead_code, reason = "names the operand type")]
     operand: M,
 }
 
-impl<M: Operand, W: Weights> Kernel for Panel<'_, M, W> {
+impl<M: Operand, W: Weights> Kernel for Pack<'_, M, W> {
     #[inline(always)]
-    unsafe fn run<S: Simd>(mut self) {
-        let units = self.call.inputs.div_ceil(M::PER_UNIT);
-        // SAFETY: every block of units lies within the rows; the path's contract holds.
-        unsafe {
-            let mut from = 0;
-            loop {
-                let count = self.depth.min(units - from);
-                self.pack::<S>(from, count);
-                let mut row = self.rows.start;
-                while row < self.rows.end {
-                    let n = next_rows(self.rows.end - row);
-                    with_rows!(n, R => if S::COLS == 4 {
-                        self.tile::<S, R, 4>(row, from, count)
-                    } else {
-                        self.tile::<S, R, 2>(row, from, count)
-                    });
-                    row += n;
-                }
-                from += count;
-                if from >= units {
-                    break;
-                }
-            }
-        }
-    }
-}
-
-impl<M: Operand, W: Weights> Panel<'_, M, W> {
-    /// Writes the transposed weights to `panel: [count, COLS · LANES]`, zeros where there is no output.
-    #[inline(always)]
-    unsafe fn pack<S: Simd>(&mut self, from: usize, count: usize) {
-        let (inputs, width, n) = (self.call.inputs, S::COLS * S::LANES, self.outputs.len());
+    unsafe fn run<S: Simd>(self) {
+        let (inputs, width, n) = (self.inputs, S::COLS * S::LANES, self.outputs.len());
+        let (from, count) = (self.from, self.count);
         if n < width {
             self.panel[..count * width].fill(0);
         }
-        let (panel, unpacked) = self.panel.split_at_mut(self.depth * width);
-        let panel = panel.as_mut_ptr();
+        let panel = self.panel.as_mut_ptr();
         // SAFETY: reads stay within the outputs' rows and the units `from..from + count`; writes within the panel.
         unsafe {
             if let Some(rows) = self.w.units::<M>() {
@@ -362,15 +353,51 @@ impl<M: Operand, W: Weights> Panel<'_, M, W> {
             for first in (0..n).step_by(16) {
                 let rows = (n - first).min(16);
                 for r in 0..rows {
-                    let units = unpacked.as_mut_ptr().add(r * count);
+                    let units = self.unpacked.as_mut_ptr().add(r * count);
                     let row = self.outputs.start + first + r;
                     self.w.unpack::<S, M>(row, from * M::PER_UNIT, len, units);
                 }
-                S::transpose(unpacked.as_ptr(), count, rows, count, panel.add(first), width);
+                S::transpose(self.unpacked.as_ptr(), count, rows, count, panel.add(first), width);
             }
         }
     }
+}
 
+/// Adds the products of a packed panel with a block of rows. It knows nothing of the type of the weights, so that it is
+/// compiled once for all.
+struct Tiles<'a, M> {
+    call: &'a Call<'a>,
+    /// `[rows, stride]` units.
+    x: &'a [u32],
+    stride: usize,
+    rows: std::ops::Range<usize>,
+    outputs: std::ops::Range<usize>,
+    from: usize,
+    count: usize,
+    panel: &'a [u32],
+    #[allow(dead_code, reason = "names the operand type")]
+    operand: M,
+}
+
+impl<M: Operand> Kernel for Tiles<'_, M> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let n = next_rows(self.rows.end - row);
+            with_rows!(n, R => if S::COLS == 4 {
+                // SAFETY: every block of units lies within the rows; the path's contract holds.
+                unsafe { self.tile::<S, R, 4>(row, self.from, self.count) }
+            } else {
+                // SAFETY: as above.
+                unsafe { self.tile::<S, R, 2>(row, self.from, self.count) }
+            });
+            row += n;
+        }
+    }
+}
+
+impl<M: Operand> Tiles<'_, M> {
     /// Rows `row..row + R`, all outputs of the panel, units `from..from + count`.
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize, const C: usize>(&self, row: usize, from: usize, count: usize) {

@@ -120,7 +120,7 @@ fn absent_keys_have_the_published_values() {
     let gemma3 = bare("gemma3_text", "Gemma3ForCausalLM");
     assert_eq!((gemma3.head_dim, gemma3.n_kv_heads, gemma3.tie_embeddings), (256, 4, true));
     assert_eq!((gemma3.embedding_scale, gemma3.attention_scale), (64.0, Some(0.0625)));
-    assert_eq!((gemma3.activation, gemma3.logit_softcap), (Activation::GeluTanh, None));
+    assert_eq!((gemma3.activation, gemma3.logit_softcap), (reattention_kernels::Activation::GeluTanh, None));
     let gemma2 = bare("gemma2", "Gemma2ForCausalLM");
     assert_eq!((gemma2.attention_softcap, gemma2.logit_softcap), (Some(50.0), Some(30.0)));
     let smollm3 = bare("smollm3", "SmolLM3ForCausalLM");
@@ -132,7 +132,8 @@ fn absent_keys_have_the_published_values() {
     );
     let gpt_oss = bare("gpt_oss", "GptOssForCausalLM");
     assert!(gpt_oss.qkv_bias && gpt_oss.o_bias && windows(&gpt_oss) == [128, 0]);
-    assert_eq!(gpt_oss.activation, Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 });
+    let clamped = reattention_kernels::Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 };
+    assert_eq!(gpt_oss.activation, clamped);
     let experts = gpt_oss.experts.unwrap();
     assert_eq!((experts.count, experts.per_token, experts.intermediate, experts.biases), (128, 4, 96, true));
     let glm4 = bare("glm4", "Glm4ForCausalLM");

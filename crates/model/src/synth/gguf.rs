@@ -3,13 +3,15 @@
 use super::values::{StoredTensor, tensors};
 use super::{DenseType, Shape, text, write_error};
 use crate::family::Scales;
-use crate::quant::row_bytes;
-use crate::weights::Layout;
+use crate::quant::candle_type;
+use crate::weights::gguf::types::number;
+use crate::weights::{Element, Layout};
 use crate::{Config, ModelError};
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use reattention::rope::{RopeConfig, RopeScaling};
+use reattention_kernels::BlockType;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -28,6 +30,16 @@ pub enum GgufType {
     Q8_0,
     /// 4.5 bits, blocks of 32.
     Q4_0,
+    /// 5 bits, blocks of 32.
+    Q4_1,
+    /// 5.5 bits, blocks of 32.
+    Q5_0,
+    /// 6 bits, blocks of 32.
+    Q5_1,
+    /// 2.6 bits, blocks of 256.
+    Q2K,
+    /// 3.4 bits, blocks of 256.
+    Q3K,
     /// 4.5 bits, blocks of 256.
     Q4K,
     /// 5.5 bits, blocks of 256.
@@ -49,18 +61,18 @@ pub fn write_gguf(path: &Path, shape: &Shape, dtype: GgufType, seed: u64) -> Res
     let mut header = Header::default();
     header.metadata(&config, shape)?;
     let mut offset = 0;
-    let mut place = |header: &mut Header, name: &str, shape: &[usize], dtype: GgmlDType| {
-        header.tensor(name, shape, dtype, offset);
+    let mut place = |header: &mut Header, name: &str, shape: &[usize], element: Element| {
+        header.tensor(name, shape, element, offset);
         let cols = shape[shape.len() - 1];
         let rows = shape.iter().product::<usize>() / cols;
-        let bytes = row_bytes(dtype, cols).unwrap_or_default() * rows;
+        let bytes = element.row_bytes(cols).unwrap_or_default() * rows;
         offset += (bytes as u64).next_multiple_of(ALIGNMENT);
     };
     for tensor in &tensors {
         place(&mut header, &tensor.name, &tensor.shape, dtype.of(tensor));
     }
     if !divisors.is_empty() {
-        place(&mut header, "rope_freqs.weight", &[divisors.len()], GgmlDType::F32);
+        place(&mut header, "rope_freqs.weight", &[divisors.len()], Element::F32);
     }
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(ModelError::io(path))?);
     let mut write = |bytes: &[u8]| {
@@ -82,27 +94,32 @@ pub fn write_gguf(path: &Path, shape: &Shape, dtype: GgufType, seed: u64) -> Res
 }
 
 impl GgufType {
-    fn of(self, tensor: &StoredTensor) -> GgmlDType {
+    fn of(self, tensor: &StoredTensor) -> Element {
         if tensor.cols() == 1 || tensor.name.contains("ffn_gate_inp") {
-            return GgmlDType::F32;
+            return Element::F32;
         }
         let wanted = match self {
-            Self::F32 => GgmlDType::F32,
-            Self::F16 => GgmlDType::F16,
-            Self::Bf16 => GgmlDType::BF16,
-            Self::Q8_0 => GgmlDType::Q8_0,
-            Self::Q4_0 => GgmlDType::Q4_0,
-            Self::Q4K => GgmlDType::Q4K,
-            Self::Q5K => GgmlDType::Q5K,
-            Self::Q6K => GgmlDType::Q6K,
+            Self::F32 => Element::F32,
+            Self::F16 => Element::F16,
+            Self::Bf16 => Element::Bf16,
+            Self::Q8_0 => Element::Quantised(BlockType::Q8_0),
+            Self::Q4_0 => Element::Quantised(BlockType::Q4_0),
+            Self::Q4_1 => Element::Quantised(BlockType::Q4_1),
+            Self::Q5_0 => Element::Quantised(BlockType::Q5_0),
+            Self::Q5_1 => Element::Quantised(BlockType::Q5_1),
+            Self::Q2K => Element::Quantised(BlockType::Q2K),
+            Self::Q3K => Element::Quantised(BlockType::Q3K),
+            Self::Q4K => Element::Quantised(BlockType::Q4K),
+            Self::Q5K => Element::Quantised(BlockType::Q5K),
+            Self::Q6K => Element::Quantised(BlockType::Q6K),
         };
-        let fits = |dtype: &GgmlDType| tensor.cols().is_multiple_of(dtype.block_size());
-        [wanted, GgmlDType::Q8_0].into_iter().find(fits).unwrap_or(GgmlDType::F16)
+        let fits = |element: &Element| element.row_bytes(tensor.cols()).is_some();
+        [wanted, Element::Quantised(BlockType::Q8_0)].into_iter().find(fits).unwrap_or(Element::F16)
     }
 }
 
 /// The bytes of a whole tensor; a chunk of rows is made and quantised at a time, on all threads.
-fn encode(tensor: &StoredTensor, dtype: GgmlDType) -> Result<Vec<u8>, ModelError> {
+fn encode(tensor: &StoredTensor, element: Element) -> Result<Vec<u8>, ModelError> {
     let (rows, cols) = (tensor.rows(), tensor.cols());
     let chunk = (1 << 16) / cols.max(1) + 1;
     let chunks: Result<Vec<Vec<u8>>, candle_core::Error> = (0..rows.div_ceil(chunk))
@@ -112,11 +129,14 @@ fn encode(tensor: &StoredTensor, dtype: GgmlDType) -> Result<Vec<u8>, ModelError
             let n = range.len();
             let mut values = vec![0.0; n * cols];
             range.zip(values.chunks_exact_mut(cols)).for_each(|(row, out)| tensor.fill_row(row, out));
-            let dense = match dtype {
-                GgmlDType::F32 => DenseType::F32,
-                GgmlDType::F16 => DenseType::F16,
-                GgmlDType::BF16 => DenseType::Bf16,
-                _ => {
+            let dense = match element {
+                Element::F32 => DenseType::F32,
+                Element::F16 => DenseType::F16,
+                Element::Bf16 => DenseType::Bf16,
+                Element::Quantised(kind) => {
+                    let Some(dtype) = candle_type(kind) else {
+                        return Err(candle_core::Error::Msg(format!("nothing here quantises to {kind:?}")));
+                    };
                     let values = Tensor::from_vec(values, (n, cols), &Device::Cpu)?;
                     return Ok(QTensor::quantize(&values, dtype)?.data()?.into_owned());
                 }
@@ -224,20 +244,16 @@ impl Header {
         Ok(())
     }
 
-    fn tensor(&mut self, name: &str, shape: &[usize], dtype: GgmlDType, offset: u64) {
+    fn tensor(&mut self, name: &str, shape: &[usize], element: Element, offset: u64) {
         self.tensors += 1;
         push_text(&mut self.table, name);
         self.table.extend((shape.len() as u32).to_le_bytes());
         shape.iter().rev().for_each(|&d| self.table.extend((d as u64).to_le_bytes()));
-        let kind: u32 = match dtype {
-            GgmlDType::F32 => 0,
-            GgmlDType::F16 => 1,
-            GgmlDType::Q4_0 => 2,
-            GgmlDType::Q8_0 => 8,
-            GgmlDType::Q4K => 12,
-            GgmlDType::Q5K => 13,
-            GgmlDType::Q6K => 14,
-            _ => 30,
+        let kind: u32 = match element {
+            Element::F32 => 0,
+            Element::F16 => 1,
+            Element::Bf16 => 30,
+            Element::Quantised(kind) => number(kind),
         };
         self.table.extend(kind.to_le_bytes());
         self.table.extend(offset.to_le_bytes());

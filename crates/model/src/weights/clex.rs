@@ -1,7 +1,6 @@
 //! The trained weights of a CLEX layer: read when a model is opened, since its frequencies are made of them.
 
 use super::{Part, Pieces, Slot, TensorStore, check, widen};
-use crate::linear::Weight;
 use crate::{Config, ModelError};
 use reattention::rope::RopeScaling;
 
@@ -33,14 +32,6 @@ pub(crate) fn solved(mut config: Config, store: &dyn TensorStore) -> Result<Conf
 }
 
 fn read(slot: &Slot, store: &dyn TensorStore) -> Result<Vec<f32>, ModelError> {
-    let stored = check(store, slot)?;
-    match super::matrix(store, slot)? {
-        Weight::Dense(matrix) => Ok(widen(&matrix)),
-        Weight::Quantised(_) => Err(ModelError::TensorType {
-            file: stored.file,
-            tensor: slot.name.clone(),
-            found: format!("{:?}", stored.element),
-            supported: "F32, F16 and BF16",
-        }),
-    }
+    check(store, slot)?;
+    super::matrix(store, slot).map(|matrix| widen(&matrix))
 }

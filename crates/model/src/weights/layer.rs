@@ -80,7 +80,11 @@ pub struct SparseMlp {
 impl Weights {
     /// Memory held, in bytes; tied matrices count once.
     pub fn bytes(&self) -> usize {
-        let head = if self.lm_head.weight().is(self.embed.weight()) { 0 } else { self.lm_head.bytes() };
+        let head = if std::sync::Arc::ptr_eq(self.lm_head.weight(), self.embed.weight()) {
+            0
+        } else {
+            self.lm_head.bytes()
+        };
         let layers: usize = self.layers.iter().map(LayerWeights::bytes).sum();
         self.embed.bytes() + head + layers + size_of_val(&self.norm[..])
     }

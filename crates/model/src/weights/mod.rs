@@ -13,10 +13,9 @@ pub(crate) use roles::{Layout, MlpRoles, Part, Pieces, Role, Roles, Slot};
 pub use safetensors::SafeTensors;
 pub use source::Source;
 
-use crate::linear::{Linear, Weight};
+use crate::linear::Linear;
 use crate::{Config, ModelError};
-use candle_core::quantized::GgmlDType;
-use reattention_kernels::{Buffer, Matrix, MatrixData};
+use reattention_kernels::{BlockType, Buffer, Matrix, MatrixData};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -59,7 +58,7 @@ pub(crate) enum Element {
     F32,
     F16,
     Bf16,
-    Quantised(GgmlDType),
+    Quantised(BlockType),
 }
 
 /// A tensor found in a checkpoint.
@@ -87,13 +86,10 @@ pub(crate) trait TensorStore: std::fmt::Debug + Send + Sync {
         Err(ModelError::TensorMissing { file: self.name().into(), tensor: name.into(), help: String::new() })
     }
     /// Rows `pieces` of a matrix of `cols` columns, one after the other.
-    fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Weight, ModelError>;
+    fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Arc<Matrix>, ModelError>;
     /// Elements `pieces` of a vector, one after the other, in f32.
     fn vector(&self, name: &str, pieces: &Pieces) -> Result<Vec<f32>, ModelError> {
-        Ok(match self.matrix(name, 1, pieces)? {
-            Weight::Dense(matrix) => widen(&matrix),
-            Weight::Quantised(_) => Vec::new(),
-        })
+        self.matrix(name, 1, pieces).map(|matrix| widen(&matrix))
     }
 }
 
@@ -158,7 +154,6 @@ impl Tally<'_> {
                     Part::Columns { rows, .. } => {
                         element.name_and_bytes(rows.len() as u64 * slot.cols as u64).1
                     }
-                    _ if matches!(element, Element::Quantised(_)) => bytes,
                     _ => 0,
                 };
                 (name, bytes, scratch)
@@ -234,20 +229,15 @@ pub(crate) fn load(config: &Config, layout: Layout, store: &dyn TensorStore) -> 
 }
 
 /// The matrix of a slot that was checked.
-fn matrix(store: &dyn TensorStore, slot: &Slot) -> Result<Weight, ModelError> {
+fn matrix(store: &dyn TensorStore, slot: &Slot) -> Result<Arc<Matrix>, ModelError> {
     match &slot.part {
         Part::Rows(pieces) => store.matrix(&slot.name, slot.cols, pieces),
         Part::Mxfp4(pieces) => mxfp4::matrix(store, slot, pieces),
         Part::Columns { rows, columns } => {
             let pieces = Pieces::range(rows.clone());
-            match store.matrix(&slot.name, slot.cols, &pieces)? {
-                Weight::Dense(stored) => transposed(&stored, columns)
-                    .ok_or_else(|| ModelError::format(store.name(), "tensor", "blocks cannot be transposed"))
-                    .map(|matrix| Weight::Dense(Arc::new(matrix))),
-                Weight::Quantised(_) => {
-                    Err(ModelError::format(store.name(), "tensor", "blocks cannot be transposed"))
-                }
-            }
+            transposed(&*store.matrix(&slot.name, slot.cols, &pieces)?, columns)
+                .map(Arc::new)
+                .ok_or_else(|| ModelError::format(store.name(), "tensor", "blocks cannot be transposed"))
         }
     }
 }
@@ -292,19 +282,34 @@ fn vector(store: &dyn TensorStore, slot: &Slot) -> Result<Vec<f32>, ModelError> 
 }
 
 impl Element {
-    fn name_and_bytes(self, elements: u64) -> (String, u64) {
+    /// As reports spell it.
+    pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::F32 => ("f32".into(), elements * 4),
-            Self::F16 => ("f16".into(), elements * 2),
-            Self::Bf16 => ("bf16".into(), elements * 2),
-            Self::Quantised(dtype) => {
-                let name = match format!("{dtype:?}").to_lowercase() {
-                    k if k.ends_with('k') => format!("{}_k", &k[..k.len() - 1]),
-                    other => other,
-                };
-                (name, elements / dtype.block_size() as u64 * dtype.type_size() as u64)
-            }
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Quantised(kind) => kind.name(),
         }
+    }
+
+    /// Elements and bytes of what cannot be cut further.
+    fn unit(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::Bf16 => (1, 2),
+            Self::Quantised(kind) => (kind.len(), kind.bytes()),
+        }
+    }
+
+    /// Bytes of a row of `cols` elements; `None` when they are no whole number of blocks, or too many to count.
+    pub(crate) fn row_bytes(self, cols: usize) -> Option<usize> {
+        let (elements, bytes) = self.unit();
+        cols.is_multiple_of(elements).then(|| (cols / elements).checked_mul(bytes)).flatten()
+    }
+
+    fn name_and_bytes(self, elements: u64) -> (String, u64) {
+        let (unit, bytes) = self.unit();
+        (self.name().into(), elements / unit as u64 * bytes as u64)
     }
 }
 
@@ -336,11 +341,11 @@ fn check(store: &dyn TensorStore, slot: &Slot) -> Result<Stored, ModelError> {
             found: stored.shape,
         });
     }
-    if let (Element::Quantised(dtype), true) = (stored.element, slot.is_vector()) {
+    if let (Element::Quantised(kind), true) = (stored.element, slot.is_vector()) {
         return Err(ModelError::TensorType {
             file: stored.file,
             tensor: slot.name.clone(),
-            found: format!("{dtype:?}"),
+            found: kind.name().to_uppercase(),
             supported: "F32, F16 and BF16 for a vector",
         });
     }

@@ -4,7 +4,6 @@
 
 use super::{Pieces, Slot, TensorStore};
 use crate::ModelError;
-use crate::linear::Weight;
 use reattention_kernels::{Buffer, Matrix, MatrixData, bf16};
 use std::sync::Arc;
 
@@ -46,7 +45,11 @@ pub(super) fn name_bytes_scratch(pieces: &Pieces, cols: usize) -> (String, u64, 
 }
 
 /// The rows `pieces` of a slot that was checked. Every value is a bfloat16.
-pub(super) fn matrix(store: &dyn TensorStore, slot: &Slot, pieces: &Pieces) -> Result<Weight, ModelError> {
+pub(super) fn matrix(
+    store: &dyn TensorStore,
+    slot: &Slot,
+    pieces: &Pieces,
+) -> Result<Arc<Matrix>, ModelError> {
     let span = pieces.span();
     let (per_row, cols) = (slot.cols / BLOCK, slot.cols);
     let blocks = store.bytes(&format!("{}_blocks", slot.name), cols / 2, span.clone())?;
@@ -61,9 +64,7 @@ pub(super) fn matrix(store: &dyn TensorStore, slot: &Slot, pieces: &Pieces) -> R
         }
     }
     let matrix = Matrix::new(pieces.rows(), cols, MatrixData::Bf16(data));
-    matrix
-        .map(|m| Weight::Dense(Arc::new(m)))
-        .map_err(|e| ModelError::format(store.name(), "MXFP4", e.to_string()))
+    matrix.map(Arc::new).map_err(|e| ModelError::format(store.name(), "MXFP4", e.to_string()))
 }
 
 fn decode(block: &[u8], scale: u8, out: &mut [bf16]) {

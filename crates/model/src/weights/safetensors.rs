@@ -3,11 +3,12 @@
 use super::source::Source;
 use super::{Element, Pieces, Stored, TensorStore};
 use crate::ModelError;
-use crate::linear::Weight;
+use reattention_kernels::Matrix;
 use safetensors::tensor::{Dtype, Metadata};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Component, Path};
+use std::sync::Arc;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -159,7 +160,7 @@ impl TensorStore for SafeTensors {
         Ok(out)
     }
 
-    fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Weight, ModelError> {
+    fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Arc<Matrix>, ModelError> {
         let entry = self.entry(name)?;
         let element = match entry.dtype {
             Dtype::F32 => Element::F32,

@@ -2,7 +2,6 @@
 
 use super::{Element, Pieces};
 use crate::ModelError;
-use crate::linear::Weight;
 use reattention_kernels::{Buffer, Matrix, MatrixData, bf16, f16};
 use std::borrow::Cow;
 use std::fs::File;
@@ -108,16 +107,14 @@ impl Source {
         offset: u64,
         cols: usize,
         pieces: &Pieces,
-    ) -> Result<Weight, ModelError> {
+    ) -> Result<Arc<Matrix>, ModelError> {
         let data = match element {
             Element::F32 => MatrixData::F32(self.buffer::<f32>(offset, cols, pieces)?),
             Element::F16 => MatrixData::F16(self.buffer::<f16>(offset, cols, pieces)?),
             _ => MatrixData::Bf16(self.buffer::<bf16>(offset, cols, pieces)?),
         };
         let matrix = Matrix::new(pieces.rows(), cols, data);
-        matrix
-            .map(|m| Weight::Dense(Arc::new(m)))
-            .map_err(|e| ModelError::format(&self.name, "tensor", e.to_string()))
+        matrix.map(Arc::new).map_err(|e| ModelError::format(&self.name, "tensor", e.to_string()))
     }
 
     fn buffer<T: bytemuck::Pod>(

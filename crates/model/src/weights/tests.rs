@@ -298,6 +298,11 @@ fn quantised_files_are_close_and_their_products_too() {
         (GgufType::Q5K, 0.05),
         (GgufType::Q4K, 0.08),
         (GgufType::Q4_0, 0.13),
+        (GgufType::Q4_1, 0.08),
+        (GgufType::Q5_0, 0.07),
+        (GgufType::Q5_1, 0.04),
+        (GgufType::Q3K, 0.2),
+        (GgufType::Q2K, 0.4),
     ] {
         let (_, weights) = load(&gguf(&dir, &shape, dtype)).unwrap();
         for (got, want) in flat(&weights).iter().zip(&want) {
@@ -355,6 +360,84 @@ fn gguf_keeps_tokenizer_scaling_and_window() {
         Config { dtype: None, ..file.config().clone() },
         Config { dtype: None, ..shape.config().unwrap() }
     );
+}
+
+/// Overwrites what follows the name of a tensor in the header: its dimensions are skipped, its type is set.
+fn set_type(bytes: &mut [u8], tensor: &str, number: u32) {
+    let at = bytes.windows(tensor.len()).position(|w| w == tensor.as_bytes()).unwrap() + tensor.len();
+    let dims = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    bytes[at + 4 + 8 * dims..][..4].copy_from_slice(&number.to_le_bytes());
+}
+
+/// A model with blocks of 256 weights in a row, so that they may have any type.
+fn wide_llama() -> Shape {
+    let mut shape = Shape::tiny("llama");
+    (shape.hidden, shape.intermediate, shape.n_heads, shape.head_dim) = (256, 512, 8, 32);
+    shape
+}
+
+/// Nothing here quantises to these types: other bytes are read as their blocks.
+#[test]
+fn every_type_of_blocks_is_read_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = gguf(&dir, &wide_llama(), GgufType::Q8_0);
+    let original = std::fs::read(&path).unwrap();
+    for kind in BlockType::ALL {
+        let mut bytes = original.clone();
+        set_type(&mut bytes, "blk.1.ffn_up.weight", gguf::types::number(kind));
+        let path = dir.path().join("changed.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let (plan, weights) = (checkpoint.plan().unwrap(), checkpoint.load().unwrap());
+        let crate::weights::Mlp::Dense(mlp) = &weights.layers[1].mlp else { panic!("a dense layer") };
+        let up = mlp.up.weight();
+        assert_eq!((up.rows(), up.cols()), (512, 256));
+        assert_eq!(up.bytes(), 512 * kind.row_bytes(256).unwrap(), "{kind:?}: held as stored");
+        assert_eq!(plan.bytes_resident, weights.bytes() as u64, "{kind:?}");
+        assert!(plan.bytes_by_type[kind.name()] >= up.bytes() as u64, "{kind:?}");
+    }
+}
+
+#[test]
+fn types_that_are_not_served_are_called_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = gguf(&dir, &wide_llama(), GgufType::Q8_0);
+    let original = std::fs::read(&path).unwrap();
+    for (number, name, way) in [
+        (16, "type IQ2_XXS;", "Q2_K file"),
+        (18, "type IQ3_XXS;", "IQ4_XS"),
+        (4, "type Q4_2 (removed from llama.cpp);", "newer"),
+        (137, "type IQ2_K (ik_llama.cpp);", "llama.cpp itself reads"),
+        (212, "type Q4_K_R4 (rows interleaved, ik_llama.cpp);", "llama.cpp itself reads"),
+        (26, "type I32;", "made by llama.cpp"),
+        (99_999, "type number 99999, which is unknown;", "IQ4_XS"),
+    ] {
+        let mut bytes = original.clone();
+        set_type(&mut bytes, "blk.0.attn_q.weight", number);
+        let path = dir.path().join("changed.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        let error = message(&path);
+        for part in ["changed.gguf", "`blk.0.attn_q.weight`", name, way] {
+            assert!(error.contains(part), "{number}: {error}");
+        }
+    }
+}
+
+#[test]
+fn weights_with_a_scale_of_the_whole_matrix_are_not_read_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = gguf(&dir, &wide_llama(), GgufType::Q8_0);
+    let mut bytes = std::fs::read(&path).unwrap();
+    set_type(&mut bytes, "blk.0.ffn_up.weight", gguf::types::number(BlockType::Nvfp4));
+    std::fs::write(&path, &bytes).unwrap();
+    Checkpoint::open(&path).and_then(|c| c.load()).unwrap();
+    // A name as long as that of the scale lends its place.
+    let (old, new) = ("output_norm.weight", "blk.0.ffn_up.scale");
+    let at = bytes.windows(old.len()).position(|w| w == old.as_bytes()).unwrap();
+    bytes[at..at + new.len()].copy_from_slice(new.as_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let error = message(&path);
+    assert!(error.contains("`blk.0.ffn_up.scale`") && error.contains("NVFP4"), "{error}");
 }
 
 fn message(path: &std::path::Path) -> String {

@@ -11,7 +11,7 @@ use super::pool::Shared;
 use super::simd::{Kernel, Operand, Pair, Simd, Single};
 use crate::BlockType;
 use activations::{Activations, Fill};
-use formats::{Format, with_format};
+use formats::{Codes, Format, with_format};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -117,24 +117,24 @@ impl<F: Format> Kernel for Strip<'_, F> {
     unsafe fn run<S: Simd>(self) {
         let mut row = 0;
         while row < self.rows {
-            let rows = (self.rows - row).min(TILE_ROWS);
+            let left = self.rows - row;
             // SAFETY: the contract of the kernel; the rows exist.
-            unsafe {
-                match rows {
-                    1 => self.dots::<S, 1>(row),
-                    2 => self.dots::<S, 2>(row),
-                    3 => self.dots::<S, 3>(row),
-                    _ => self.dots::<S, TILE_ROWS>(row),
+            let rows = unsafe {
+                match left {
+                    TILE_ROWS.. => self.dots::<S, TILE_ROWS>(row),
+                    2.. => self.dots::<S, 2>(row),
+                    _ => self.dots::<S, 1>(row),
                 }
-            }
+            };
             row += rows;
         }
     }
 }
 
 impl<F: Format> Strip<'_, F> {
+    /// Rows `first..first + R`; gives their number.
     #[inline(always)]
-    unsafe fn dots<S: Simd, const R: usize>(&self, first: usize) {
+    unsafe fn dots<S: Simd, const R: usize>(&self, first: usize) -> usize {
         for o in self.outputs.clone() {
             let steps = Steps::<F>::new(self.weights.row(o));
             // SAFETY: steps are whole and the activations padded to whole steps; the path's contract holds.
@@ -154,6 +154,7 @@ impl<F: Format> Strip<'_, F> {
                 }
             }
         }
+        R
     }
 
     /// Adds the products of one step with `R` rows from `first` on.
@@ -187,10 +188,10 @@ impl<F: Format> Strip<'_, F> {
                         S::load(self.x.excess(first + r).add(at / 4).cast())
                     };
                     let x = S::load(self.x.codes(first + r).add(at).cast());
-                    let dot = if F::WIDE {
-                        S::dot_quads(zero, codes, x)
-                    } else {
-                        S::dot_small_quads(zero, codes, x)
+                    let dot = match F::CODES {
+                        Codes::Small => S::dot_small_quads(zero, codes, x),
+                        Codes::Wide => S::dot_quads(zero, codes, x),
+                        Codes::Signed => S::dot_signed_quads(zero, codes, x),
                     };
                     let scale = S::per_group(&products[r][i * span / F::GROUP..], F::GROUP);
                     sums[r][i % 2] = S::mul_add(S::ints_to_floats(dot), scale, sums[r][i % 2]);

@@ -134,6 +134,13 @@ impl Simd for Avx2 {
         _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(acc), quads))
     }
     #[inline(always)]
+    unsafe fn dot_signed_quads(acc: __m256, a: __m256, b: __m256) -> __m256 {
+        // The sign goes over to `b`, so that the unsigned operand is at most 128 and no sum of two products saturates.
+        let (a, b) = (_mm256_castps_si256(a), _mm256_castps_si256(b));
+        let size = _mm256_castsi256_ps(_mm256_abs_epi8(a));
+        Self::dot_small_quads(acc, size, _mm256_castsi256_ps(_mm256_sign_epi8(b, a)))
+    }
+    #[inline(always)]
     unsafe fn repeat<const BYTES: usize, const STRIDE: usize, const STEP: u32>(
         p: *const u8,
         shift: u32,
@@ -142,8 +149,14 @@ impl Simd for Avx2 {
             let shift = _mm_cvtsi32_si128(shift as i32);
             return _mm256_castsi256_ps(_mm256_srl_epi32(_mm256_loadu_si256(p.cast()), shift));
         }
-        const { assert!(BYTES >= 16) }
+        const { assert!(BYTES >= 16 || BYTES == 8 && STRIDE == 8) }
         let (first, second) = (shift as i32, (shift + STEP) as i32);
+        if BYTES == 8 {
+            let twice = _mm256_castsi128_si256(_mm_loadu_si128(p.cast()));
+            let twice = _mm256_permute4x64_epi64::<0b01_01_00_00>(twice);
+            let shifts = _mm256_set_epi32(second, second, first, first, second, second, first, first);
+            return _mm256_castsi256_ps(_mm256_srlv_epi32(twice, shifts));
+        }
         let shifts = _mm256_set_epi32(second, second, second, second, first, first, first, first);
         let twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
         _mm256_castsi256_ps(_mm256_srlv_epi32(twice, shifts))
@@ -157,8 +170,13 @@ impl Simd for Avx2 {
         _mm256_or_ps(a, b)
     }
     #[inline(always)]
-    unsafe fn up_four_bits(v: __m256) -> __m256 {
-        _mm256_castsi256_ps(_mm256_slli_epi32::<4>(_mm256_castps_si256(v)))
+    unsafe fn up<const BITS: i32>(v: __m256) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<BITS>(_mm256_castps_si256(v)))
+    }
+    #[inline(always)]
+    unsafe fn lookup(codes: __m256, table: &[u8; 16]) -> __m256 {
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+        _mm256_castsi256_ps(_mm256_shuffle_epi8(table, _mm256_castps_si256(codes)))
     }
     #[inline(always)]
     unsafe fn sub_bytes(v: __m256, byte: u8) -> __m256 {

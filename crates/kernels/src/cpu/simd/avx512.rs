@@ -126,6 +126,13 @@ impl Simd for Avx512 {
         _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(acc), a, b))
     }
     #[inline(always)]
+    unsafe fn dot_signed_quads(acc: __m512, a: __m512, b: __m512) -> __m512 {
+        // The sign goes over to `b`.
+        let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
+        let b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(a), _mm512_setzero_si512(), b);
+        _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(acc), _mm512_abs_epi8(a), b))
+    }
+    #[inline(always)]
     unsafe fn load_halves<const STRIDE: usize>(p: *const u8) -> __m512 {
         if STRIDE == 32 {
             return _mm512_loadu_ps(p.cast());
@@ -143,8 +150,14 @@ impl Simd for Avx512 {
             let shift = _mm_cvtsi32_si128(shift as i32);
             return _mm512_castsi512_ps(_mm512_srl_epi32(_mm512_loadu_si512(p.cast()), shift));
         }
-        const { assert!(BYTES >= 16) }
+        const { assert!(BYTES >= 16 || BYTES == 8 && STRIDE == 8) }
         let (first, second) = (shift as i32, (shift + STEP) as i32);
+        if BYTES == 8 {
+            let each = _mm512_castsi256_si512(_mm256_loadu_si256(p.cast()));
+            let twice = _mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), each);
+            let shifts = _mm512_mask_set1_epi32(_mm512_set1_epi32(first), 0xcccc, second);
+            return _mm512_castsi512_ps(_mm512_srlv_epi32(twice, shifts));
+        }
         let copies = if BYTES == 32 {
             _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()))
         } else {
@@ -165,8 +178,13 @@ impl Simd for Avx512 {
         _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a), _mm512_castps_si512(b)))
     }
     #[inline(always)]
-    unsafe fn up_four_bits(v: __m512) -> __m512 {
-        _mm512_castsi512_ps(_mm512_slli_epi32::<4>(_mm512_castps_si512(v)))
+    unsafe fn up<const BITS: i32>(v: __m512) -> __m512 {
+        _mm512_castsi512_ps(_mm512_sll_epi32(_mm512_castps_si512(v), _mm_cvtsi32_si128(BITS)))
+    }
+    #[inline(always)]
+    unsafe fn lookup(codes: __m512, table: &[u8; 16]) -> __m512 {
+        let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+        _mm512_castsi512_ps(_mm512_shuffle_epi8(table, _mm512_castps_si512(codes)))
     }
     #[inline(always)]
     unsafe fn sub_bytes(v: __m512, byte: u8) -> __m512 {

@@ -76,40 +76,22 @@ pub(crate) trait Simd: Copy + 'static {
 
     /// For lanes that hold four bytes: adds the products of the bytes of `a` (unsigned) and `b` (signed) to the integer in
     /// each lane of `acc`.
-    #[inline(always)]
-    unsafe fn dot_quads(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
-        let (mut sums, a, b) = (words::<Self>(acc), words::<Self>(a), words::<Self>(b));
-        for i in 0..Self::LANES {
-            for byte in [0, 8, 16, 24] {
-                let product = i32::from((a[i] >> byte) as u8) * i32::from((b[i] >> byte) as u8 as i8);
-                sums[i] = sums[i].wrapping_add(product as u32);
-            }
-        }
-        Self::load(sums.as_ptr().cast())
-    }
+    unsafe fn dot_quads(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
 
     /// Field `field` of `BITS` bits of every byte.
-    #[inline(always)]
-    unsafe fn field<const BITS: usize>(v: Self::V, field: usize) -> Self::V {
-        let mut v = words::<Self>(v);
-        for word in &mut v {
-            *word = (*word >> (field * BITS)) & (((1 << BITS) - 1) * 0x0101_0101);
-        }
-        Self::load(v.as_ptr().cast())
-    }
+    unsafe fn field<const BITS: usize>(v: Self::V, field: usize) -> Self::V;
 
     /// The integers in the lanes as f32.
-    #[inline(always)]
-    unsafe fn ints_to_floats(v: Self::V) -> Self::V {
-        let floats = words::<Self>(v).map(|x| x as i32 as f32);
-        Self::load(floats.as_ptr())
-    }
+    unsafe fn ints_to_floats(v: Self::V) -> Self::V;
 
     /// [`Simd::dot_quads`] for bytes of `a` up to 127.
     #[inline(always)]
     unsafe fn dot_small_quads(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
         Self::dot_quads(acc, a, b)
     }
+
+    /// [`Simd::dot_quads`] for signed bytes of `a`; those of `b` are at least -127.
+    unsafe fn dot_signed_quads(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
 
     /// `4 · LANES` bytes: 32 from `p`, the next 32 from `STRIDE` bytes later.
     #[inline(always)]
@@ -120,67 +102,31 @@ pub(crate) trait Simd: Copy + 'static {
 
     /// Fills `4 · LANES` bytes with the `BYTES` bytes at `p`, twice, then with those `STRIDE` bytes later, twice, and so on.
     /// Words are shifted right by `shift`, those of every second copy by `STEP` more; bits of the next byte move in.
-    #[inline(always)]
     unsafe fn repeat<const BYTES: usize, const STRIDE: usize, const STEP: u32>(
         p: *const u8,
         shift: u32,
-    ) -> Self::V {
-        let mut filled = [0u32; 16];
-        for i in 0..Self::LANES {
-            let (copy, at) = (4 * i / BYTES, 4 * i % BYTES);
-            let word = p.add(copy / 2 * STRIDE + at).cast::<u32>().read_unaligned();
-            filled[i] = word >> (shift + (copy % 2) as u32 * STEP);
-        }
-        Self::load(filled.as_ptr().cast())
-    }
+    ) -> Self::V;
 
     /// The bits of every byte that are in `mask`, too.
-    #[inline(always)]
-    unsafe fn mask_bytes(v: Self::V, mask: u8) -> Self::V {
-        let v = words::<Self>(v).map(|w| w & u32::from_ne_bytes([mask; 4]));
-        Self::load(v.as_ptr().cast())
-    }
+    unsafe fn mask_bytes(v: Self::V, mask: u8) -> Self::V;
 
     /// The bits of either.
-    #[inline(always)]
-    unsafe fn or(a: Self::V, b: Self::V) -> Self::V {
-        let (mut a, b) = (words::<Self>(a), words::<Self>(b));
-        a.iter_mut().zip(b).for_each(|(a, b)| *a |= b);
-        Self::load(a.as_ptr().cast())
-    }
+    unsafe fn or(a: Self::V, b: Self::V) -> Self::V;
 
-    /// Words shifted left by four bits.
-    #[inline(always)]
-    unsafe fn up_four_bits(v: Self::V) -> Self::V {
-        Self::load(words::<Self>(v).map(|w| w << 4).as_ptr().cast())
-    }
+    /// Words shifted left by `BITS` bits.
+    unsafe fn up<const BITS: i32>(v: Self::V) -> Self::V;
+
+    /// Every byte of `codes`, which are at most 15, as the byte of `table` it is the number of.
+    unsafe fn lookup(codes: Self::V, table: &[u8; 16]) -> Self::V;
 
     /// `byte` taken off every byte, around the end.
-    #[inline(always)]
-    unsafe fn sub_bytes(v: Self::V, byte: u8) -> Self::V {
-        let v = words::<Self>(v).map(|w| u32::from_ne_bytes(w.to_ne_bytes().map(|b| b.wrapping_sub(byte))));
-        Self::load(v.as_ptr().cast())
-    }
+    unsafe fn sub_bytes(v: Self::V, byte: u8) -> Self::V;
 
     /// Byte `i` is `byte` where bit `i` of `bits` is set, zero elsewhere.
-    #[inline(always)]
-    unsafe fn bytes_where(bits: u64, byte: u8) -> Self::V {
-        let mut bytes = [0u8; 64];
-        for (i, out) in bytes.iter_mut().enumerate() {
-            *out = byte * (bits >> i & 1) as u8;
-        }
-        Self::load(bytes.as_ptr().cast())
-    }
+    unsafe fn bytes_where(bits: u64, byte: u8) -> Self::V;
 
     /// A float for every `group` bytes (32 or 16): the lanes they lie in get it.
-    #[inline(always)]
-    unsafe fn per_group(floats: &[f32], group: usize) -> Self::V {
-        let mut lanes = [0.0; 16];
-        for i in 0..Self::LANES {
-            lanes[i] = floats[4 * i / group];
-        }
-        Self::load(lanes.as_ptr())
-    }
+    unsafe fn per_group(floats: &[f32], group: usize) -> Self::V;
 
     /// Sixteen signed bytes (in the order of memory) as f32.
     #[inline(always)]
@@ -274,14 +220,6 @@ pub(crate) trait Simd: Copy + 'static {
         Self::interleave(a, b, 2 * Self::LANES, both.as_mut_ptr());
         [Self::load(both.as_ptr().cast()), Self::load(both.as_ptr().add(Self::LANES).cast())]
     }
-}
-
-/// The bits in the lanes of a vector, zeros after them.
-#[inline(always)]
-unsafe fn words<S: Simd>(v: S::V) -> [u32; 16] {
-    let mut words = [0u32; 16];
-    S::store(words.as_mut_ptr().cast(), v);
-    words
 }
 
 /// Rows of a register tile.

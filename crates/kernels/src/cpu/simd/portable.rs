@@ -113,4 +113,90 @@ impl Simd for Portable {
         let high = |v: Lanes| map(v, v, |x, _| f32::from_bits(x.to_bits() & 0xffff_0000));
         Self::mul_add(high(a), high(b), Self::mul_add(low(a), low(b), acc))
     }
+
+    #[inline(always)]
+    unsafe fn dot_quads(acc: Lanes, a: Lanes, b: Lanes) -> Lanes {
+        add_quads(acc, bytes(a).map(i16::from), bytes(b).map(|b| i16::from(b as i8)))
+    }
+    #[inline(always)]
+    unsafe fn dot_signed_quads(acc: Lanes, a: Lanes, b: Lanes) -> Lanes {
+        add_quads(acc, bytes(a).map(|a| i16::from(a as i8)), bytes(b).map(|b| i16::from(b as i8)))
+    }
+    #[inline(always)]
+    unsafe fn field<const BITS: usize>(v: Lanes, field: usize) -> Lanes {
+        words(v, |w| (w >> (field * BITS)) & (((1 << BITS) - 1) * 0x0101_0101))
+    }
+    #[inline(always)]
+    unsafe fn ints_to_floats(v: Lanes) -> Lanes {
+        v.map(|x| x.to_bits() as i32 as f32)
+    }
+    #[inline(always)]
+    unsafe fn repeat<const BYTES: usize, const STRIDE: usize, const STEP: u32>(
+        p: *const u8,
+        shift: u32,
+    ) -> Lanes {
+        const { assert!(BYTES >= 16 || BYTES == 8) }
+        if BYTES >= 16 {
+            return words(Self::load(p.cast()), |w| w >> shift);
+        }
+        let [a, b] = p.cast::<[u32; 2]>().read_unaligned();
+        [a >> shift, b >> shift, a >> (shift + STEP), b >> (shift + STEP)].map(f32::from_bits)
+    }
+    #[inline(always)]
+    unsafe fn mask_bytes(v: Lanes, mask: u8) -> Lanes {
+        words(v, |w| w & u32::from_ne_bytes([mask; 4]))
+    }
+    #[inline(always)]
+    unsafe fn or(a: Lanes, b: Lanes) -> Lanes {
+        map(a, b, |a, b| f32::from_bits(a.to_bits() | b.to_bits()))
+    }
+    #[inline(always)]
+    unsafe fn up<const BITS: i32>(v: Lanes) -> Lanes {
+        words(v, |w| w << BITS)
+    }
+    #[inline(always)]
+    unsafe fn lookup(codes: Lanes, table: &[u8; 16]) -> Lanes {
+        of_bytes(bytes(codes).map(|b| table[usize::from(b & 15)]))
+    }
+    #[inline(always)]
+    unsafe fn sub_bytes(v: Lanes, byte: u8) -> Lanes {
+        of_bytes(bytes(v).map(|b| b.wrapping_sub(byte)))
+    }
+    #[inline(always)]
+    unsafe fn bytes_where(bits: u64, byte: u8) -> Lanes {
+        of_bytes(std::array::from_fn(|i| byte * (bits >> i & 1) as u8))
+    }
+    #[inline(always)]
+    unsafe fn per_group(floats: &[f32], _group: usize) -> Lanes {
+        // Sixteen bytes lie in one group.
+        [floats[0]; 4]
+    }
+}
+
+/// Every lane by its bits.
+#[inline(always)]
+fn words(v: Lanes, f: impl Fn(u32) -> u32) -> Lanes {
+    v.map(|x| f32::from_bits(f(x.to_bits())))
+}
+
+#[inline(always)]
+fn bytes(v: Lanes) -> [u8; 16] {
+    bytemuck::cast(v)
+}
+
+#[inline(always)]
+fn of_bytes(bytes: [u8; 16]) -> Lanes {
+    bytemuck::cast(bytes)
+}
+
+/// Adds the sum of every four products to the integer in their lane of `acc`.
+#[inline(always)]
+fn add_quads(acc: Lanes, a: [i16; 16], b: [i16; 16]) -> Lanes {
+    let mut sums = acc.map(|x| x.to_bits() as i32);
+    for i in 0..4 {
+        for j in 4 * i..4 * i + 4 {
+            sums[i] = sums[i].wrapping_add(i32::from(a[j]) * i32::from(b[j]));
+        }
+    }
+    sums.map(|sum| f32::from_bits(sum as u32))
 }

@@ -3,10 +3,9 @@
 //! Every count and length is checked against what is left of the file before anything is kept, so that a hostile header
 //! cannot make the reader allocate more than a small multiple of the file.
 
+use super::types::{Unserved, element};
 use crate::ModelError;
-use crate::quant::row_bytes;
-use crate::weights::Source;
-use candle_core::quantized::GgmlDType;
+use crate::weights::{Element, Source};
 use std::collections::HashMap;
 
 /// A metadata value. Arrays that nothing here uses are checked and skipped.
@@ -33,8 +32,8 @@ pub(crate) struct Header {
 pub(crate) struct TensorInfo {
     /// Outermost dimension first.
     pub(crate) shape: Vec<usize>,
-    /// The element type, or the number of one that is not known.
-    pub(crate) dtype: Result<GgmlDType, u32>,
+    /// The element type, or what is known of one that is not served.
+    pub(crate) element: Result<Element, Unserved>,
     /// First byte in the file.
     pub(crate) offset: u64,
     bytes: u64,
@@ -275,20 +274,20 @@ impl Reader<'_> {
             elements = product;
             shape.insert(0, dim);
         }
-        let kind = self.u32()?;
-        let dtype = dtype(kind).ok_or(kind);
+        let element = element(self.u32()?);
         let cols = shape[shape.len() - 1];
-        let bytes = match dtype {
-            Ok(dtype) => {
-                row_bytes(dtype, cols).and_then(|b| b.checked_mul(elements / cols)).ok_or_else(|| {
+        let bytes = match element {
+            Ok(element) => {
+                element.row_bytes(cols).and_then(|b| b.checked_mul(elements / cols)).ok_or_else(|| {
+                    let kind = element.name().to_uppercase();
                     self.error(format!(
-                        "rows of {cols} elements in tensor `{name}` are no whole blocks of {dtype:?}"
+                        "rows of {cols} elements in tensor `{name}` are no whole blocks of {kind}"
                     ))
                 })?
             }
             Err(_) => 0,
         };
-        Ok((name, TensorInfo { shape, dtype, offset: self.u64()?, bytes: bytes as u64 }))
+        Ok((name, TensorInfo { shape, element, offset: self.u64()?, bytes: bytes as u64 }))
     }
 }
 
@@ -299,23 +298,4 @@ fn number(value: Value) -> f32 {
         Value::Bool(b) => f32::from(b),
         _ => 0.0,
     }
-}
-
-fn dtype(kind: u32) -> Option<GgmlDType> {
-    Some(match kind {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        30 => GgmlDType::BF16,
-        _ => return None,
-    })
 }

@@ -3,15 +3,13 @@
 mod config;
 pub(crate) mod header;
 mod tokenizer;
+pub(crate) mod types;
 
 use super::source::Source;
 use super::{Element, Pieces, Stored, TensorStore};
-use crate::linear::Weight;
-use crate::quant::{QuantMatrix, block_type, row_bytes};
 use crate::{ChatTemplate, ModelError, Tokenizer};
-use candle_core::quantized::GgmlDType;
 use header::{Header, TensorInfo, Value};
-use reattention_kernels::{Buffer, Matrix, MatrixData};
+use reattention_kernels::{BlockType, Buffer, Matrix, MatrixData};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,9 +19,6 @@ pub(crate) struct Gguf {
     source: Source,
     header: Header,
 }
-
-const SUPPORTED: &str =
-    "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 and Q2_K to Q6_K; choose another quantisation";
 
 impl Gguf {
     pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
@@ -65,19 +60,31 @@ impl Gguf {
         }
     }
 
-    fn info(&self, name: &str) -> Result<(&TensorInfo, GgmlDType), ModelError> {
+    fn info(&self, name: &str) -> Result<(&TensorInfo, Element), ModelError> {
         let info = self.header.tensors.get(name).ok_or_else(|| ModelError::TensorMissing {
             file: self.source.name().into(),
             tensor: name.into(),
             help: String::new(),
         })?;
-        let dtype = info.dtype.map_err(|kind| ModelError::TensorType {
+        let element = info.element.map_err(|unserved| ModelError::TensorType {
             file: self.source.name().into(),
             tensor: name.into(),
-            found: format!("number {kind}"),
-            supported: SUPPORTED,
+            found: unserved.to_string(),
+            supported: unserved.supported(),
         })?;
-        Ok((info, dtype))
+        Ok((info, element))
+    }
+
+    /// Scales of NVFP4 reach to 240 at most, so its writers divide a whole matrix by a number that they store beside it.
+    /// Weights read without it would be wrong and look right.
+    fn refuse_outer_scale(&self, name: &str, element: Element) -> Result<(), ModelError> {
+        let scale = name.strip_suffix(".weight").map(|base| format!("{base}.scale")).unwrap_or_default();
+        if element == Element::Quantised(BlockType::Nvfp4) && self.header.tensors.contains_key(&scale) {
+            let what = format!("NVFP4 weights with a scale beside them (`{scale}`)");
+            let help = "take another file of the same model, such as MXFP4, IQ4_XS or Q4_K_M";
+            return Err(ModelError::unsupported(self.source.name(), what, help));
+        }
+        Ok(())
     }
 }
 
@@ -90,13 +97,8 @@ impl TensorStore for Gguf {
         if !self.header.tensors.contains_key(name) {
             return Ok(None);
         }
-        let (info, dtype) = self.info(name)?;
-        let element = match dtype {
-            GgmlDType::F32 => Element::F32,
-            GgmlDType::F16 => Element::F16,
-            GgmlDType::BF16 => Element::Bf16,
-            quantised => Element::Quantised(quantised),
-        };
+        let (info, element) = self.info(name)?;
+        self.refuse_outer_scale(name, element)?;
         Ok(Some(Stored { file: self.source.name().into(), shape: info.shape.clone(), element }))
     }
 
@@ -104,30 +106,18 @@ impl TensorStore for Gguf {
         self.header.tensors.contains_key(name)
     }
 
-    fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Weight, ModelError> {
-        let (info, dtype) = self.info(name)?;
-        let element = match dtype {
-            GgmlDType::F32 => Element::F32,
-            GgmlDType::F16 => Element::F16,
-            GgmlDType::BF16 => Element::Bf16,
-            quantised => {
-                let row = row_bytes(quantised, cols).unwrap_or_default();
-                let mut bytes = Buffer::zeroed(row * pieces.rows());
-                self.source.read_rows(info.offset, row, pieces, &mut bytes)?;
-                let matrix = match block_type(quantised) {
-                    // Our own kernels read these blocks in place.
-                    Some(kind) => Matrix::new(pieces.rows(), cols, MatrixData::Blocks(kind, bytes))
-                        .ok()
-                        .map(|m| Weight::Dense(Arc::new(m))),
-                    None => QuantMatrix::from_bytes(quantised, pieces.rows(), cols, &bytes)
-                        .map(|m| Weight::Quantised(Arc::new(m))),
-                };
-                let error = || {
-                    ModelError::format(self.source.name(), "GGUF", format!("tensor `{name}` has odd rows"))
-                };
-                return matrix.ok_or_else(error);
-            }
+    fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Arc<Matrix>, ModelError> {
+        let (info, element) = self.info(name)?;
+        let Element::Quantised(kind) = element else {
+            return self.source.dense(element, info.offset, cols, pieces);
         };
-        self.source.dense(element, info.offset, cols, pieces)
+        // Blocks are multiplied as they stand: what is held is what the file holds.
+        let row = kind.row_bytes(cols).unwrap_or_default();
+        let mut bytes = Buffer::zeroed(row * pieces.rows());
+        self.source.read_rows(info.offset, row, pieces, &mut bytes)?;
+        let matrix = Matrix::new(pieces.rows(), cols, MatrixData::Blocks(kind, bytes));
+        matrix.map(Arc::new).map_err(|_| {
+            ModelError::format(self.source.name(), "GGUF", format!("tensor `{name}` has odd rows"))
+        })
     }
 }
