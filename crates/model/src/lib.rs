@@ -30,5 +30,5 @@ pub use linear::{Linear, Weight};
 pub use on_device::device_scratch_bytes;
 pub use quant::{QuantMatrix, candle_product};
 pub use template::{ChatTemplate, Message};
-pub use tokenizer::{DecodeStream, Encoded, Tokenizer};
+pub use tokenizer::{DecodeStream, Encoded, Part, Place, Tokenizer};
 pub use weights::{LayerWeights, SafeTensors, Source, WeightPlan, Weights};

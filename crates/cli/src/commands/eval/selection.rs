@@ -111,7 +111,7 @@ impl Args {
         }
         let tokenizer = Arc::new(package.tokenizer().input()?);
         let engine = self.model.load(&package, tokenizer, backend)?;
-        Ok((if self.no_template { engine.without_template() } else { engine }, arms))
+        Ok((engine.with_template(self.template(&package)?), arms))
     }
 
     /// The arms asked for; no two may be alike.
