@@ -35,7 +35,9 @@ impl Stops {
             Some(_) if mark == "<|end|>" => {}
             Some(id) if tokenizer.is_added(id) => self.tokens.push(id),
             Some(id) if self.tokens.contains(&id) => {}
-            _ => self.texts.push(mark.to_string()),
+            // Brackets are too common in answers to end one.
+            _ if mark.starts_with('<') => self.texts.push(mark.to_string()),
+            _ => {}
         }
     }
 }

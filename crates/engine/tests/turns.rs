@@ -146,7 +146,7 @@ fn llama2() -> Tokenizer {
     };
     ["<unk>", "<s>", "</s>"].into_iter().for_each(&mut add);
     (0..=255).for_each(|b| add(&format!("<0x{b:02X}>")));
-    "▁abcdefghijklmnopqrstuvwxyzIOMNSTW[]/.,?\u{F8FF}".chars().for_each(|c| add(&c.to_string()));
+    "▁abcdefghijklmnopqrstuvwxyzIOMNSTW[]/.,?".chars().for_each(|c| add(&c.to_string()));
     add("▁t");
     let added = |id: u32, content: &str| {
         json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
@@ -190,7 +190,10 @@ fn no_space_is_added_at_seams() {
     let told: String = (0..opening.ids.len()).filter_map(|i| at(&opening, i)).map(spelled).collect();
     assert_eq!(told, "there was a dog.\n");
     let two = Prompt::context(&[source("a b"), source("c d")], &tokenizer, None).unwrap();
-    assert_eq!(two.origins.iter().flatten().map(|o| o.source).collect::<Vec<_>>(), [0, 0, 0, 0, 1, 1, 1]);
+    let mut told: Vec<u32> = two.origins.iter().flatten().map(|o| o.source).collect();
+    assert_eq!(told.iter().filter(|&&source| source == 1).count(), 3);
+    told.dedup();
+    assert_eq!(told, [0, 1]);
     let plain = Prompt::ask(&[source(text)], "What?", &tokenizer, None).unwrap();
     let whole = tokenizer.encode_text(&format!("{text}\nQuestion: What?\nAnswer:")).unwrap();
     assert_eq!(plain.ids, whole.ids);

@@ -63,6 +63,15 @@ pub enum Part<'a> {
     Text(&'a str),
 }
 
+impl<'a> Part<'a> {
+    /// Its text.
+    pub fn text(&self) -> &'a str {
+        match *self {
+            Self::Markup(text) | Self::Text(text) => text,
+        }
+    }
+}
+
 /// A tokenised text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
@@ -218,12 +227,11 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_parts(&self, parts: &[Part<'_>], place: Place) -> Result<Encoded, ModelError> {
         let whole: Cow<'_, str> = match parts {
-            [Part::Markup(text) | Part::Text(text)] => Cow::Borrowed(text),
-            _ => parts.iter().map(|Part::Markup(text)| Part::Text(text) | *text).collect(),
+            [part] => Cow::Borrowed(part.text()),
+            _ => parts.iter().map(Part::text).collect(),
         };
         let (mut all, mut place, mut from, mut base) = (Encoded::default(), place, 0, 0);
         for part in parts {
-            let (Part::Markup(text) | Part::Text(text)) = *part;
             if let Part::Markup(markup) = *part {
                 for (range, id) in self.spelled_out(markup) {
                     let range = base + range.start..base + range.end;
@@ -232,7 +240,7 @@ impl Tokenizer {
                     (from, place) = (range.end, self.after_special());
                 }
             }
-            base += text.len();
+            base += part.text().len();
         }
         self.encode_stretch(&whole[from..], from, place, Markers::Text, &mut all)?;
         Ok(all)

@@ -96,7 +96,7 @@ fn pieces_give_the_tokens_and_offsets_of_the_whole() {
     for (name, tokenizer) in [("byte level", byte_level()), ("sentencepiece", sentencepiece())] {
         let text = long_text(60_000, 7);
         let whole = tokenizer.inner.encode(text.as_str(), false).unwrap();
-        let pieces = pieces::cut(&text, |s| bare(&tokenizer.inner, s));
+        let pieces = pieces::cut(&text, |s| tokenizer.bare(&tokenizer.inner, s, Place::Leads));
         assert!(
             pieces.len() >= text.len() / (64 << 10),
             "{name}: {} pieces of {} bytes",
@@ -115,7 +115,7 @@ fn pieces_give_the_tokens_and_offsets_of_the_whole() {
 fn a_text_without_places_to_cut_is_taken_whole() {
     let tokenizer = byte_level();
     let text = "東京".repeat(20_000);
-    let pieces = pieces::cut(&text, |s| bare(&tokenizer.inner, s));
+    let pieces = pieces::cut(&text, |s| tokenizer.bare(&tokenizer.inner, s, Place::Leads));
     assert_eq!(pieces.len(), 1);
     let short = "x".repeat(100);
     assert_eq!(pieces::cut(&short, |_| Err("none".into())).len(), 1);
