@@ -11,7 +11,7 @@ use reattention_cuda::{Cuda, Offload};
 use reattention_engine::{Engine, Package};
 use reattention_kernels::profile::{AttendClock, Profiler};
 use reattention_kernels::{Backend, Cpu, Reference};
-use reattention_model::Tokenizer;
+use reattention_model::{ChatTemplate, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::io::{IsTerminal, Write};
@@ -88,6 +88,41 @@ pub(crate) struct MethodArgs {
     /// Tokens fed at once; the same as --set chunk=N.
     #[arg(long, value_name = "N")]
     chunk: Option<usize>,
+}
+
+/// Whether a model thinks before it answers.
+#[derive(clap::Args)]
+pub(crate) struct ThinkingArgs {
+    /// Whether a model that can think before it answers does so; as its chat template has it if left out, but off in evaluations,
+    /// whose answers are short.
+    #[arg(long, value_enum, value_name = "on|off")]
+    thinking: Option<Switch>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+impl ThinkingArgs {
+    /// The package's chat template, `None` with `--no-template`; `default` holds where the flag is left out.
+    pub(crate) fn template(
+        &self,
+        package: &Package,
+        no_template: bool,
+        default: Option<bool>,
+    ) -> Result<Option<ChatTemplate>, Failure> {
+        let template = package.template().input()?.filter(|_| !no_template);
+        if self.thinking == Some(Switch::On) && !template.as_ref().is_some_and(ChatTemplate::can_think) {
+            return Err(Failure::Input(anyhow!(
+                "--thinking on: {} has no switch for thinking in its chat template; leave the flag out",
+                package.name()
+            )));
+        }
+        let thinking = self.thinking.map(|s| s == Switch::On).or(default);
+        Ok(template.map(|t| t.with_thinking(thinking)))
+    }
 }
 
 /// What is printed.

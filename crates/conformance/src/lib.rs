@@ -6,6 +6,7 @@ mod case;
 mod compare;
 mod methods;
 mod probe;
+pub mod real;
 mod run;
 pub mod scorers;
 

@@ -4,11 +4,12 @@
 //!
 //! A golden folder holds `models/NAME/{config.json, model.safetensors}` and, for each case, `cases/CASE.json` (the
 //! manifest: method, model, parameters, sequence) and `cases/CASE.safetensors` (inputs and expected outputs). A folder with
-//! a `summary.json` instead holds scored predictions, `SUITE/TASK.jsonl`, and `--only` takes prefixes of these names.
+//! a `summary.json` instead holds scored predictions, `SUITE/TASK.jsonl`, and `--only` takes prefixes of these names. A folder of
+//! real models holds `MODEL/{tokens, prompts, perplexity}.json`, and the models' files are given by `--model-file FILE`.
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
-use conformance::{Case, Outcome, run, scorers};
+use conformance::{Case, Outcome, real, run, scorers};
 use cuda_emulator::{Emulator, facts};
 use reattention_cuda::{Cuda, Offload};
 use reattention_kernels::{Backend, Cpu, Reference};
@@ -27,6 +28,9 @@ struct Args {
     /// Backends to run: reference, cpu, cuda, or cuda-emulated, which runs the same kernels on the CPU.
     #[arg(long, value_delimiter = ',', default_value = "reference,cpu")]
     backend: Vec<String>,
+    /// A published model in GGUF, repeatable; which one it is its SHA-256 tells.
+    #[arg(long, value_name = "FILE")]
+    model_file: Vec<PathBuf>,
     /// One JSON object instead of lines.
     #[arg(long)]
     json: bool,
@@ -48,10 +52,28 @@ fn check(args: &Args) -> anyhow::Result<bool> {
         return check_scorers(args);
     }
     let backends = args.backend.iter().map(|n| backend(n)).collect::<anyhow::Result<Vec<_>>>()?;
+    if real::is_real(&args.dir) {
+        let files = real::Files::new(&args.model_file)?;
+        let mut models = real::Real::new(&files);
+        let names = real::names(&args.dir);
+        return check_cases(args, names, |name| models.run(&args.dir, name, &backends));
+    }
+    if !args.model_file.is_empty() {
+        bail!("--model-file is for a folder of real models, which {} is not", args.dir.display());
+    }
+    let each = |name: &str| backends.iter().map(|b| (b.name(), run(&args.dir, name, b))).collect();
+    check_cases(args, Case::names(&args.dir)?, each)
+}
+
+/// Runs every case that is asked for and prints how it ended on each backend.
+fn check_cases(
+    args: &Args,
+    names: Vec<String>,
+    mut run: impl FnMut(&str) -> Vec<(String, Outcome)>,
+) -> anyhow::Result<bool> {
     let (mut counts, mut rows) = ([0; 3], Vec::new());
-    for name in &wanted(args, Case::names(&args.dir)?)? {
-        let outcomes: Vec<(String, Outcome)> =
-            backends.iter().map(|b| (b.name(), run(&args.dir, name, b))).collect();
+    for name in &wanted(args, names)? {
+        let outcomes = run(name);
         let worst = outcomes.iter().map(|o| o.1.rank()).max().context("at least one backend is needed")?;
         counts[worst] += 1;
         if args.json {

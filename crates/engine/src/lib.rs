@@ -17,7 +17,7 @@
 //!
 //! let note = Source { name: "note".into(), text: "Rain fell. The secret code of Mara Velten is 48271. Wind blew.".into() };
 //! let prompt = engine.ask(&[note], "What is the secret code of Mara Velten?")?;
-//! let options = GenerateOptions { stop_tokens: engine.stop_tokens(), evidence: 1, ..Default::default() };
+//! let options = GenerateOptions { evidence: 1, ..Default::default() };
 //! session.gather_evidence();
 //! session.prefill(&prompt, &Cancel::default(), |_| {})?;
 //! let answer = session.generate(&options, Some(engine.tokenizer().as_ref()), &Cancel::default(), |_| {})?;
@@ -33,6 +33,7 @@
 pub struct Readme;
 
 mod draws;
+mod endings;
 mod evidence;
 mod fill;
 mod limits;

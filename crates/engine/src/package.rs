@@ -1,5 +1,6 @@
 //! A model with its tokenizer and template: opened first, loaded when its memory is planned.
 
+use crate::endings::Endings;
 use crate::memory::MemoryPlan;
 use crate::prompt::{Prompt, PromptError, Source};
 use crate::session::Session;
@@ -129,12 +130,18 @@ impl Package {
     /// As [`Package::load`] and [`Package::tokenizer`].
     pub fn engine(&self, tokenizer: Arc<Tokenizer>, backend: Arc<dyn Backend>) -> Result<Engine, ModelError> {
         let start = Instant::now();
-        let model = self.load()?;
+        let template = self.template()?;
+        let endings = Endings::of(self.config(), &tokenizer, template.as_ref());
+        // Every session of the model then knows what ends its answers.
+        let mut config = self.config().clone();
+        config.eos_ids = endings.tokens;
+        let model = Arc::new(Model::new(config, self.checkpoint.load()?));
         model.place(backend.as_ref())?;
         Ok(Engine {
             model,
             tokenizer,
-            template: self.template()?.map(Arc::new),
+            template: template.map(Arc::new),
+            stop_texts: endings.texts,
             backend,
             load: start.elapsed(),
         })
@@ -163,6 +170,8 @@ pub struct Engine {
     model: Arc<Model>,
     tokenizer: Arc<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
+    /// Texts that end a turn of the template.
+    stop_texts: Vec<String>,
     backend: Arc<dyn Backend>,
     load: Duration,
 }
@@ -194,10 +203,18 @@ impl Engine {
         self
     }
 
+    /// Asks questions in this form of the model's chat template, for instance with thinking off
+    /// ([`ChatTemplate::with_thinking`]), or, without one, as of a base model.
+    pub fn with_template(mut self, template: Option<ChatTemplate>) -> Self {
+        self.template = template.map(Arc::new);
+        self
+    }
+
     /// The same loaded model on another backend.
     pub fn on(&self, backend: Arc<dyn Backend>) -> Self {
         let (model, tokenizer) = (Arc::clone(&self.model), Arc::clone(&self.tokenizer));
-        Self { model, tokenizer, template: self.template.clone(), backend, load: self.load }
+        let (template, stop_texts) = (self.template.clone(), self.stop_texts.clone());
+        Self { model, tokenizer, template, stop_texts, backend, load: self.load }
     }
 
     /// The chat template, if questions are asked in one.
@@ -242,12 +259,14 @@ impl Engine {
     }
 
     /// Texts that end an answer besides the stop tokens: a line break for a model without chat template, which would
-    /// otherwise go on to ask itself the next question.
+    /// otherwise go on to ask itself the next question; with a template, what it closes a turn with, if the vocabulary has
+    /// no such token and the model spells it.
     pub fn stop_strings(&self) -> Vec<String> {
-        if self.template.is_none() { vec!["\n".into()] } else { Vec::new() }
+        if self.template.is_none() { vec!["\n".into()] } else { self.stop_texts.clone() }
     }
 
-    /// Tokens that end an answer.
+    /// Tokens that end an answer: those of the model's configuration, of its tokenizer and of its template, and the known
+    /// names of such tokens. A session of this engine stops at them by itself.
     pub fn stop_tokens(&self) -> Vec<u32> {
         self.model.config().eos_ids.clone()
     }

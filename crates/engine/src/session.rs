@@ -124,8 +124,10 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Tokens that end the answer and are not part of it.
+    /// Tokens that end the answer and are not part of it, besides the model's own.
     pub stop_tokens: Vec<u32>,
+    /// Goes on where the model would end, for measurements of a given length.
+    pub ignore_end: bool,
     /// Texts that end the answer and are not part of it.
     pub stop_strings: Vec<String>,
     /// Passages of evidence wanted; 0 saves the work of gathering it.
@@ -138,6 +140,7 @@ impl Default for GenerateOptions {
             max_new_tokens: 256,
             sampling: Sampling::default(),
             stop_tokens: Vec::new(),
+            ignore_end: false,
             stop_strings: Vec::new(),
             evidence: 0,
         }
@@ -329,7 +332,8 @@ impl Session {
             }
             self.feed_pending()?;
             let token = sampler.sample(&self.logits);
-            if options.stop_tokens.contains(&token) {
+            let ends = !options.ignore_end && self.model.config().eos_ids.contains(&token);
+            if ends || options.stop_tokens.contains(&token) {
                 finish = Finish::StopToken;
                 break;
             }

@@ -40,7 +40,12 @@ fn read(session: &mut Session, prompt: &Prompt) {
 }
 
 fn answer(engine: &Engine, session: &mut Session, tokens: usize) -> Generation {
-    let options = GenerateOptions { max_new_tokens: tokens, evidence: 1, ..GenerateOptions::default() };
+    let options = GenerateOptions {
+        max_new_tokens: tokens,
+        ignore_end: true,
+        evidence: 1,
+        ..GenerateOptions::default()
+    };
     session.generate(&options, Some(engine.tokenizer()), &Cancel::default(), |_| {}).unwrap()
 }
 

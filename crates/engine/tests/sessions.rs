@@ -94,7 +94,8 @@ fn threads_do_not_change_the_tokens() {
         session.prefill(&prompt, &Cancel::default(), |_| {}).unwrap();
         let logits = session.logits().to_vec();
         let sampling = Sampling { temperature: 1.5, top_p: 0.99, seed: 11, ..Sampling::default() };
-        let options = GenerateOptions { max_new_tokens: 40, sampling, ..GenerateOptions::default() };
+        let options =
+            GenerateOptions { max_new_tokens: 40, sampling, ignore_end: true, ..GenerateOptions::default() };
         (logits, session.generate(&options, None, &Cancel::default(), |_| {}).unwrap().ids)
     };
     let one = sampled(1);

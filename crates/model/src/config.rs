@@ -80,7 +80,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads `config.json` of a model folder, and `generation_config.json`, whose end tokens win, if it is there.
+    /// Reads `config.json` of a model folder, and `generation_config.json`, whose end tokens are added, if it is there.
     ///
     /// # Errors
     /// When a file cannot be read, the architecture is not supported, or a value is missing or makes no sense.
@@ -169,7 +169,7 @@ impl Config {
         config.checked(file)
     }
 
-    /// Takes over the begin and end tokens of a generation_config.json, where it names them.
+    /// Takes over the begin token of a generation_config.json, where it names one, and adds its end tokens.
     ///
     /// # Errors
     /// When the text is not JSON or a token is no token of the model.
@@ -178,8 +178,11 @@ impl Config {
         if let Some(ids) = fields.tokens("bos_token_id")? {
             self.bos_id = ids.first().copied();
         }
-        if let Some(ids) = fields.tokens("eos_token_id")? {
-            self.eos_ids = ids;
+        // Either file names the wrong one, or one of several, often enough: all of them end.
+        for id in fields.tokens("eos_token_id")?.unwrap_or_default() {
+            if !self.eos_ids.contains(&id) {
+                self.eos_ids.push(id);
+            }
         }
         self.checked(file)
     }

@@ -34,5 +34,5 @@ pub use linear::Linear;
 pub use on_device::device_scratch_bytes;
 pub use quant::candle_product;
 pub use template::{ChatTemplate, Message};
-pub use tokenizer::{DecodeStream, Encoded, Tokenizer};
+pub use tokenizer::{DecodeStream, Encoded, Part, Place, Tokenizer};
 pub use weights::{GatedMlp, LayerWeights, Mlp, SafeTensors, Source, SparseMlp, WeightPlan, Weights};

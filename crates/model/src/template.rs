@@ -1,6 +1,7 @@
 //! Chat templates: the Jinja program with which a model's makers lay out a conversation.
 
 mod date;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -8,6 +9,7 @@ use crate::ModelError;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, context};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// One message of a conversation.
@@ -42,9 +44,12 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: String,
     eos_token: String,
+    thinking: Option<bool>,
 }
 
 const NAME: &str = "chat_template";
+/// What templates call the switch for thinking.
+const THINKING: [&str; 2] = ["enable_thinking", "thinking"];
 /// Steps a template may take; published ones take some hundred a message.
 const FUEL: u64 = 10_000_000;
 /// Longest template taken, in bytes; published ones have up to some 20,000.
@@ -70,9 +75,28 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_function("strftime_now", |format: String| date::strftime(&format, date::now()));
-        let environment = compile(environment, source)?;
+        let environment = compile(environment, &source::prepared(source))?;
         let text = |token: Option<&str>| token.unwrap_or_default().to_string();
-        Ok(Self { environment, bos_token: text(bos_token), eos_token: text(eos_token) })
+        Ok(Self { environment, bos_token: text(bos_token), eos_token: text(eos_token), thinking: None })
+    }
+
+    /// Asks models that can think before they answer to do so, or not to: the template sees it as `enable_thinking` (Qwen3,
+    /// SmolLM3, GLM) and `thinking` (Granite, DeepSeek). `None` leaves the choice to the template.
+    pub fn with_thinking(mut self, thinking: Option<bool>) -> Self {
+        self.thinking = thinking;
+        self
+    }
+
+    /// What [`ChatTemplate::with_thinking`] was told.
+    pub fn thinking(&self) -> Option<bool> {
+        self.thinking
+    }
+
+    /// Whether the template asks if the model is to think.
+    pub fn can_think(&self) -> bool {
+        let Ok(template) = self.environment.get_template(NAME) else { return false };
+        let asked = template.undeclared_variables(false);
+        THINKING.iter().any(|name| asked.contains(*name))
     }
 
     /// The template of a model folder: `chat_template.jinja`, or `chat_template` in tokenizer_config.json, which is a
@@ -118,7 +142,18 @@ impl ChatTemplate {
         let (bos_token, eos_token) = (&self.bos_token, &self.eos_token);
         let message = |m: &Message| context! { role => m.role.as_str(), content => m.content.as_str() };
         let messages: Vec<_> = messages.iter().map(message).collect();
-        let values = context! { messages, add_generation_prompt, bos_token, eos_token };
+        // transformers gives the last two to every template; some tell "none" from "not defined".
+        let mut values = BTreeMap::from([
+            ("messages", minijinja::Value::from(messages)),
+            ("add_generation_prompt", add_generation_prompt.into()),
+            ("bos_token", bos_token.into()),
+            ("eos_token", eos_token.into()),
+            ("tools", ().into()),
+            ("documents", ().into()),
+        ]);
+        if let Some(thinking) = self.thinking {
+            values.extend(THINKING.map(|name| (name, thinking.into())));
+        }
         template.render(values).map_err(template_error)
     }
 }

@@ -1,6 +1,6 @@
 //! `reattn ask`: a question about files.
 
-use crate::common::{MethodArgs, ModelArgs, OutputArgs, method_json, print, print_json};
+use crate::common::{MethodArgs, ModelArgs, OutputArgs, ThinkingArgs, method_json, print, print_json};
 use crate::failure::{Blame, Failure};
 use crate::progress::Bar;
 use crate::terminal::{plain, shown};
@@ -40,6 +40,8 @@ pub(crate) struct Args {
     /// Ask as of a base model, without the chat template.
     #[arg(long)]
     no_template: bool,
+    #[command(flatten)]
+    thinking: ThinkingArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -92,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let (shape, rope) = args.method.shape(&package)?;
     let method = args.method.single(&shape)?;
     let tokenizer = args.model.tokenizer(&package)?;
-    let template = package.template().input()?.filter(|_| !args.no_template);
+    let template = args.thinking.template(&package, args.no_template, None)?;
     let prompt =
         reattention_engine::Prompt::ask(&sources, &question, &tokenizer, template.as_ref()).input()?;
     let text_bytes = 3 * sources.iter().map(|s| s.text.len()).sum::<usize>();
@@ -115,17 +117,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
 
     let engine = args.model.load(&package, tokenizer, backend)?;
+    let (has_template, engine) = (template.is_some(), engine.with_template(template));
     let mut session = engine.session(method, rope, args.model.kv);
-    let stop_strings = match &args.stop[..] {
-        [] if template.is_none() => vec!["\n".into()],
-        given => given.to_vec(),
-    };
+    let mut stop_strings = args.stop.clone();
+    if stop_strings.is_empty() || has_template {
+        stop_strings.extend(engine.stop_strings());
+    }
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         sampling,
         stop_tokens: engine.stop_tokens(),
         stop_strings,
         evidence: args.evidence,
+        ..GenerateOptions::default()
     };
     if options.evidence > 0 {
         session.gather_evidence();

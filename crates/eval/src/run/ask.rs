@@ -163,10 +163,14 @@ pub(super) fn ask(
             session.prefill(&joined(&opening, &closing), cancel, &mut watch)?;
         }
         let read = shared + start.elapsed().as_secs_f64();
+        let mut stop_strings = question.stop.clone();
+        if engine.has_template() {
+            stop_strings.extend(engine.stop_strings());
+        }
         let options = GenerateOptions {
             max_new_tokens: question.max_new_tokens,
             stop_tokens: engine.stop_tokens(),
-            stop_strings: question.stop.clone(),
+            stop_strings,
             evidence,
             ..GenerateOptions::default()
         };
@@ -205,7 +209,7 @@ pub(super) fn predict(
     cancel: &Cancel,
     watch: impl FnMut(Progress),
 ) -> Result<Row, EvalError> {
-    let mut ids = engine.tokenizer().encode("", true)?.ids;
+    let mut ids = engine.tokenizer().prefix().to_vec();
     let begin = ids.len();
     let encoded = engine.tokenizer().encode_text(text)?;
     ids.extend(&encoded.ids);

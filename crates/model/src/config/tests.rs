@@ -339,12 +339,12 @@ fn clex_is_read_as_every_published_checkpoint_has_it() {
 }
 
 #[test]
-fn generation_config_wins_and_lists_are_accepted() {
+fn generation_config_adds_its_end_tokens_and_lists_are_accepted() {
     let config = with(json!({ "eos_token_id": [2, 3, 5000] })).unwrap();
     assert_eq!(config.eos_ids, [2, 3]);
     let config =
         config.with_generation_config(r#"{"eos_token_id": [7, 8], "temperature": 0.6}"#, "g").unwrap();
-    assert_eq!((config.bos_id, config.eos_ids), (Some(1), vec![7, 8]));
+    assert_eq!((config.bos_id, config.eos_ids), (Some(1), vec![2, 3, 7, 8]));
 }
 
 #[test]

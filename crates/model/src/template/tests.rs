@@ -185,3 +185,48 @@ fn chains_of_operators_do_not_exhaust_the_stack() {
     let long = ChatTemplate::new(&"x".repeat(100_000), None, None).unwrap_err();
     assert!(long.to_string().contains("100000 bytes"), "{long}");
 }
+
+/// As transformers renders it: the tags that mark what the model says leave no trace.
+#[test]
+fn generation_tags_render_what_stands_within() {
+    let source = "{% for m in messages %}\n{{- '[' + m.role + '] ' }}\n{%- if m.role == 'assistant' %}\n    \
+                  {%- generation -%}\n    {{ m.content + '</s>' }}\n    {%- endgeneration -%}\n{%- else %}\n{{- m.content }}\n\
+                  {%- endif %}\n{%- endfor %}{# {% generation %} #}{{ '{% generation %}' }}";
+    let messages = [Message::user("a"), Message::assistant("b")];
+    assert_eq!(render(source, &messages).unwrap(), "[user] a[assistant] b</s>{% generation %}");
+    let plain = "{% generation %}\nx{% endgeneration %}\n{% raw %}{% generation %}{% endraw %}";
+    assert_eq!(render(plain, &[]).unwrap(), "x{% generation %}");
+}
+
+#[test]
+fn line_ends_of_other_systems_are_line_breaks() {
+    let source = "{% for m in messages %}\r\n<{{ m.content }}>\r\n{% endfor %}\r\nend\rlast";
+    assert_eq!(render(source, &[Message::user("a"), Message::user("b")]).unwrap(), "<a>\n<b>\n\nend\nlast");
+}
+
+#[test]
+fn thinking_is_a_switch_of_the_template() {
+    let source = "{{ '[assistant] ' }}{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}\
+                  {% endif %}";
+    let say = |thinking| {
+        let template = ChatTemplate::new(source, None, None).unwrap().with_thinking(thinking);
+        assert!(template.can_think());
+        template.render(&[Message::user("a")], true).unwrap()
+    };
+    assert_eq!(say(None), "[assistant] ");
+    assert_eq!(say(Some(true)), "[assistant] ");
+    assert_eq!(say(Some(false)), "[assistant] <think>\n\n</think>\n\n");
+    assert!(!ChatTemplate::new("{{ messages[0].content }}", None, None).unwrap().can_think());
+}
+
+/// transformers passes `tools` and `documents` as none, so that they are defined.
+#[test]
+fn templates_for_tools_see_that_there_are_none() {
+    let source = "{% if tools is not none %}tools{% endif %}{% if not documents %}plain{% endif %}";
+    assert_eq!(render(source, &[]).unwrap(), "plain");
+}
+
+#[test]
+fn directives_of_time_are_never_refused() {
+    assert_eq!(render("[{{ strftime_now('%z') }}{{ strftime_now('%Q') }}]", &[]).unwrap(), "[%Q]");
+}

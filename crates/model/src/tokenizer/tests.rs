@@ -96,7 +96,7 @@ fn pieces_give_the_tokens_and_offsets_of_the_whole() {
     for (name, tokenizer) in [("byte level", byte_level()), ("sentencepiece", sentencepiece())] {
         let text = long_text(60_000, 7);
         let whole = tokenizer.inner.encode(text.as_str(), false).unwrap();
-        let pieces = pieces::cut(&text, |s| bare(&tokenizer.inner, s));
+        let pieces = pieces::cut(&text, |s| tokenizer.bare(&tokenizer.inner, s, Place::Leads));
         assert!(
             pieces.len() >= text.len() / (64 << 10),
             "{name}: {} pieces of {} bytes",
@@ -115,7 +115,7 @@ fn pieces_give_the_tokens_and_offsets_of_the_whole() {
 fn a_text_without_places_to_cut_is_taken_whole() {
     let tokenizer = byte_level();
     let text = "東京".repeat(20_000);
-    let pieces = pieces::cut(&text, |s| bare(&tokenizer.inner, s));
+    let pieces = pieces::cut(&text, |s| tokenizer.bare(&tokenizer.inner, s, Place::Leads));
     assert_eq!(pieces.len(), 1);
     let short = "x".repeat(100);
     assert_eq!(pieces::cut(&short, |_| Err("none".into())).len(), 1);
@@ -167,4 +167,78 @@ fn malformed_files_are_errors() {
         assert!(error.contains("tokenizer.json"), "{error}");
     }
     assert!(Tokenizer::from_json(&tokenizer_json(300), Some("{"), "t").is_err());
+}
+
+/// The byte-level tokenizer with two more added tokens: a marker and a run of spaces, neither special.
+fn with_markers(template: &str) -> Tokenizer {
+    let mut json: Value = serde_json::from_str(&tokenizer_json(400)).unwrap();
+    for (id, content) in [(400, "<think>"), (401, "   "), (402, "<b>")] {
+        json["added_tokens"].as_array_mut().unwrap().push(serde_json::json!({ "id": id, "content": content,
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": false }));
+    }
+    let mut config: Value = serde_json::from_str(&tokenizer_config_json()).unwrap();
+    config["chat_template"] = template.into();
+    Tokenizer::from_json(&json.to_string(), Some(&config.to_string()), "t").unwrap()
+}
+
+/// As Qwen3 has `<think>`: a token of the template which tokenizer.json does not call special.
+#[test]
+fn markers_of_the_template_stay_text_in_documents() {
+    let tokenizer = with_markers("{{ '<think>' }}   ");
+    let text = "a <think>   <b>";
+    let document = tokenizer.encode_text(text).unwrap();
+    assert!(!document.ids.contains(&400), "a marker was taken from a document");
+    assert!(document.ids.contains(&401) && document.ids.contains(&402), "ordinary added tokens are text too");
+    assert_eq!(tokenizer.decode(&document.ids, false).unwrap(), text);
+    for ids in [tokenizer.encode(text, false).unwrap().ids, tokenizer.encode_ordinary(text).unwrap().ids] {
+        assert!([400, 401, 402].iter().all(|id| ids.contains(id)), "{ids:?}");
+    }
+    // Without a template that spells it, it is a token like the others.
+    assert!(with_markers("").encode_text(text).unwrap().ids.contains(&400));
+}
+
+#[test]
+fn parts_are_put_into_tokens_as_one_text() {
+    let tokenizer = byte_level();
+    let parts = [Part::Markup("<|bos|>a"), Part::Text("nd <|eos|>"), Part::Markup(" the<|eos|>")];
+    let encoded = tokenizer.encode_parts(&parts, Place::Leads).unwrap();
+    assert_eq!((encoded.ids[0], encoded.ids[encoded.ids.len() - 1]), (0, 1));
+    assert_eq!(encoded.ids.iter().filter(|&&id| id <= 1).count(), 2, "a document's text became a token");
+    // "a" of the first part and "nd" of the second are one token.
+    let and = encoded.ids.iter().position(|&id| Some(id) == tokenizer.token_to_id("and")).unwrap();
+    assert_eq!(encoded.offsets[and], 7..10);
+    let whole = "<|bos|>and <|eos|> the<|eos|>";
+    assert_eq!(tokenizer.decode(&encoded.ids, false).unwrap(), whole);
+    assert_eq!(encoded.offsets.last(), Some(&(whole.len() - 7..whole.len())));
+}
+
+/// Tokenizers that put a space before a text, in every way a tokenizer.json can say so.
+#[test]
+fn a_text_that_follows_another_gets_no_space() {
+    let meta = |scheme: &str| {
+        let json = serde_json::json!({
+            "added_tokens": [{ "id": 6, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true }],
+            "pre_tokenizer": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true },
+            "decoder": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true },
+            "model": { "type": "BPE", "unk_token": null, "vocab": { "▁": 0, "a": 1, "b": 2, "▁a": 3, "▁b": 4, "\n": 5 },
+                "merges": [["▁", "a"], ["▁", "b"]] }
+        });
+        Tokenizer::from_json(&json.to_string(), None, "t").unwrap()
+    };
+    let ids = |t: &Tokenizer, text: &str, place| t.encode_parts(&[Part::Markup(text)], place).unwrap().ids;
+    for (scheme, leads, after) in [("always", 3, 3), ("first", 3, 1), ("never", 1, 1)] {
+        let tokenizer = meta(scheme);
+        assert_eq!(ids(&tokenizer, "a b", Place::Leads), [leads, 4], "{scheme}");
+        assert_eq!(ids(&tokenizer, "a b", Place::Follows), [1, 4], "{scheme}");
+        assert_eq!(ids(&tokenizer, "<s>a", Place::Leads), [6, after], "{scheme}");
+        // As the tokenizer itself does it in one pass.
+        assert_eq!(tokenizer.inner.encode("<s>a b", false).unwrap().get_ids(), [6, after, 4], "{scheme}");
+    }
+    let tokenizer = sentencepiece();
+    let text = "the words\nand a 東";
+    let follows = ids(&tokenizer, text, Place::Follows);
+    assert_eq!(tokenizer.token_to_id("t").map(|_| ()), Some(()));
+    assert_eq!(follows[0], tokenizer.token_to_id("the").unwrap());
+    assert_eq!(ids(&tokenizer, text, Place::Leads)[0], tokenizer.token_to_id("▁the").unwrap());
 }

@@ -330,7 +330,8 @@ mod tests {
                 let mut alone = session(&engine, name, settings);
                 let prompt = Prompt::from_ids(ids[..length].to_vec());
                 alone.prefill(&prompt, &Cancel::default(), |_| {}).unwrap();
-                let options = GenerateOptions { max_new_tokens: 12, ..GenerateOptions::default() };
+                let options =
+                    GenerateOptions { max_new_tokens: 12, ignore_end: true, ..GenerateOptions::default() };
                 let answer = alone.generate(&options, None, &Cancel::default(), |_| {}).unwrap();
                 assert_eq!(mark.generated, answer.ids, "{name} {settings:?} at {length}");
                 assert!(mark.end.0 <= length && Some(mark.end.1) <= mark.prefill);

@@ -4,13 +4,15 @@ mod choice;
 mod selection;
 mod suites;
 
-use crate::common::{MethodArgs, ModelArgs, OutputArgs, distinct, tokens};
+use crate::common::{MethodArgs, ModelArgs, OutputArgs, ThinkingArgs, distinct, tokens};
 use crate::failure::{Blame, Failure};
 use anyhow::{Context, anyhow};
 use choice::SuiteName;
 use reattention::ModelShape;
 use reattention::Settings;
+use reattention_engine::Package;
 use reattention_eval::EvalError;
+use reattention_model::ChatTemplate;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -39,6 +41,8 @@ pub(crate) struct Args {
     /// Ask as of a base model, even if the model has a chat template.
     #[arg(long)]
     no_template: bool,
+    #[command(flatten)]
+    thinking: ThinkingArgs,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -92,6 +96,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         return selection::run(args);
     }
     suites::run(args, &suites)
+}
+
+impl Args {
+    /// The chat template questions are asked in. Models that can think do not unless told to: the answers of every suite are
+    /// short, and thinking would use their tokens up.
+    fn template(&self, package: &Package) -> Result<Option<ChatTemplate>, Failure> {
+        self.thinking.template(package, self.no_template, Some(false))
+    }
 }
 
 /// Refuses flags that none of the suites takes.

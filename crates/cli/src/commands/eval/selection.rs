@@ -110,7 +110,7 @@ impl Args {
         }
         let tokenizer = self.model.tokenizer(&package)?;
         let engine = self.model.load(&package, tokenizer, backend)?;
-        Ok((if self.no_template { engine.without_template() } else { engine }, arms))
+        Ok((engine.with_template(self.template(&package)?), arms))
     }
 
     /// The arms asked for; no two may be alike.

@@ -30,7 +30,7 @@ pub(super) fn run(args: &Args, names: &[SuiteName]) -> Result<ExitCode, Failure>
     let (shape, rope) = args.method.shape(&package)?;
     let described = args.by_method(&shape)?;
     let tokenizer = args.model.tokenizer(&package)?;
-    let template = if args.no_template { None } else { package.template().input()? };
+    let template = args.template(&package)?;
     let tools = Tools { tokenizer: &tokenizer, template: template.as_ref() };
     let suites = names.iter().map(|n| n.make(args, &tools, shape.window)).collect::<Result<Vec<_>, _>>()?;
     let problems = name_problems(&suites);
@@ -145,7 +145,7 @@ fn engines(
         _ => Arc::new(package.tokenizer().input()?.with_threads(threads)),
     };
     let engine = package.engine(tokenizer, each()?).input()?;
-    let engine = if args.no_template { engine.without_template() } else { engine };
+    let engine = engine.with_template(args.template(package)?);
     let mut engines = Vec::new();
     for _ in 1..jobs {
         engines.push(engine.on(each()?));
@@ -188,6 +188,7 @@ fn manifest(
         "model": {
             "name": args.model_name(), "fingerprint": package.fingerprint().input()?, "family": config.family.name,
             "window": shape.window, "chat_template": engine.has_template(),
+            "thinking": engine.template().filter(|t| t.can_think()).and_then(|t| t.thinking()),
         },
         "backend": without_threads(&engine.backend().name()),
         "seed": args.seed,

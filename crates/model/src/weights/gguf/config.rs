@@ -96,14 +96,13 @@ impl Gguf {
         }
         let table = self.header.tensors.get("token_embd.weight").map(|t| t.shape[0]);
         config.insert("vocab_size".into(), json!(table));
-        for end in ["bos", "eos"] {
-            let ids: Vec<i64> = [end, if end == "eos" { "eot" } else { end }]
-                .iter()
-                .filter_map(|k| self.integer(&format!("tokenizer.ggml.{k}_token_id")))
-                .filter_map(|id| i64::try_from(id).ok())
-                .collect();
-            config.insert(format!("{end}_token_id"), json!(ids));
-        }
+        let tokens = |keys: &[&str]| {
+            let ids = keys.iter().filter_map(|k| self.integer(&format!("tokenizer.ggml.{k}_token_id")));
+            json!(ids.filter_map(|id| i64::try_from(id).ok()).collect::<Vec<_>>())
+        };
+        config.insert("bos_token_id".into(), tokens(&["bos"]));
+        // Where a code model goes on to another file, its answer is over too.
+        config.insert("eos_token_id".into(), tokens(&["eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"]));
         config.insert("rope_scaling".into(), self.rope_scaling(&keys)?);
         config.insert("rope_parameters".into(), serde_json::Value::Null);
         Ok(serde_json::Value::Object(config).to_string())
