@@ -2,8 +2,8 @@
 
 use reattention_kernels::profile::Part;
 use reattention_kernels::{
-    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK, TopKRequest,
-    TopKRule,
+    Backend, DeviceError, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK,
+    TopKRequest, TopKRule,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -71,7 +71,7 @@ impl Backend for Probe {
         self.inner.silu_mul(gate, up);
     }
 
-    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {
+    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> Result<TopK, DeviceError> {
         let found = self.inner.top_k(q, kv, request);
         let mut ties = Vec::new();
         if request.rule == TopKRule::Exact {
@@ -108,8 +108,8 @@ impl Backend for Probe {
         scale: f32,
         out: &mut [f32],
         lse: Option<&mut [f32]>,
-    ) {
-        self.inner.attend(q, kv, views, scale, out, lse);
+    ) -> Result<(), DeviceError> {
+        self.inner.attend(q, kv, views, scale, out, lse)
     }
 
     fn key_mass(
@@ -119,7 +119,7 @@ impl Backend for Probe {
         views: &[Vec<Segment>],
         scale: f32,
         lse: &[f32],
-    ) -> Vec<Vec<f32>> {
+    ) -> Result<Vec<Vec<f32>>, DeviceError> {
         self.inner.key_mass(q, kv, views, scale, lse)
     }
 }

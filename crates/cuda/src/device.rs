@@ -29,7 +29,7 @@ struct Weights {
 }
 
 impl Cuda {
-    fn check<T>(&self, result: Result<T, CudaError>) -> Result<T, DeviceError> {
+    pub(crate) fn check<T>(&self, result: Result<T, CudaError>) -> Result<T, DeviceError> {
         result.map_err(|error| self.shared.error(error))
     }
 

@@ -45,20 +45,15 @@ impl Session {
         let mut mixtures = |step: &Step| -> Vec<Mixture> {
             step.tokens.clone().map(|_| Mixture::draw(&mut draws, imitated.len())).collect()
         };
-        if self.context.device().is_some() {
-            self.fill_on_device(&models, &steps, &mut mixtures).map_err(MethodError::from)?;
+        let filled = if self.context.device().is_some() {
+            self.fill_on_device(&models, &steps, &mut mixtures).map_err(MethodError::from)
         } else {
-            let (mut keys, mut values) = (Vec::new(), Vec::new());
-            for step in steps {
-                let mixtures = mixtures(&step);
-                self.context.begin(&step);
-                for (layer, [key, value]) in models.iter().enumerate() {
-                    key.mix(&mixtures, &mut keys);
-                    value.mix(&mixtures, &mut values);
-                    self.context.append(layer, &keys, &values);
-                }
-                self.context.finish();
-            }
+            self.fill_on_host(&models, &steps, &mut mixtures)
+        };
+        if let Err(error) = filled {
+            self.context.abort();
+            self.context.truncate(start)?;
+            return Err(error.into());
         }
         self.ids.extend_from_slice(ids);
         ids.iter().for_each(|_| self.sources.push(None));
@@ -68,6 +63,26 @@ impl Session {
 }
 
 impl Session {
+    fn fill_on_host(
+        &mut self,
+        models: &[[Imitated; 2]],
+        steps: &[Step],
+        mixtures: &mut dyn FnMut(&Step) -> Vec<Mixture>,
+    ) -> Result<(), MethodError> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for step in steps {
+            let mixtures = mixtures(step);
+            self.context.begin(step);
+            for (layer, [key, value]) in models.iter().enumerate() {
+                key.mix(&mixtures, &mut keys);
+                value.mix(&mixtures, &mut values);
+                self.context.append(layer, &keys, &values)?;
+            }
+            self.context.finish();
+        }
+        Ok(())
+    }
+
     /// The same on the device that keeps the cache: mixing is a product with two weights and a one in each row.
     fn fill_on_device(
         &mut self,
@@ -105,10 +120,7 @@ impl Session {
             for (layer, [key, value]) in matrices.iter().enumerate() {
                 device.linear(&weights, step.tokens.len(), key, None, &mut keys)?;
                 device.linear(&weights, step.tokens.len(), value, None, &mut values)?;
-                if let Err(error) = self.context.append_on_device(layer, &keys, &values) {
-                    self.context.abort();
-                    return Err(error);
-                }
+                self.context.append_on_device(layer, &keys, &values)?;
             }
             self.context.finish();
         }

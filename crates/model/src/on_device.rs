@@ -125,7 +125,7 @@ impl Model {
                     Some(_) => context.append_on_device(index, &s.k, &s.v)?,
                     None => {
                         let (k, v) = (rows(device, &s.k, n, s.tokens)?, rows(device, &s.v, n, s.tokens)?);
-                        context.append(index, &k, &v);
+                        context.append(index, &k, &v)?;
                     }
                 }
                 break;
