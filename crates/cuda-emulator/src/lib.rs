@@ -324,7 +324,8 @@ impl State {
     }
 }
 
-impl Driver for Emulator {
+// SAFETY: memory is the allocator's, kept until it is given back, and every range is checked against it.
+unsafe impl Driver for Emulator {
     fn facts(&self) -> &Facts {
         &self.facts
     }

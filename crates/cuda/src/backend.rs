@@ -2,7 +2,7 @@
 //! back, the rest is the host's. A device that fails is an error, and nothing is computed on the host in its place.
 
 use crate::Cuda;
-use crate::driver::{Block, CudaError};
+use crate::driver::Block;
 use crate::paged::{Copied, copy_queries};
 use crate::segments::Views;
 use crate::{attend, key_mass, top_k};
@@ -12,12 +12,6 @@ use reattention_kernels::{
     TopK, TopKRequest,
 };
 use std::ops::Range;
-
-impl Cuda {
-    fn upload(&self, data: &[f32]) -> Result<Block, CudaError> {
-        Block::of(&self.shared.driver, data)
-    }
-}
 
 impl Backend for Cuda {
     fn name(&self) -> String {
@@ -63,7 +57,7 @@ impl Backend for Cuda {
         self.check((|| {
             let driver = &self.shared.driver;
             let there = Copied::within(driver, kv, std::slice::from_ref(&request.keys))?;
-            let (_held, rows) = copy_queries(driver, q)?;
+            let rows = copy_queries(driver, q)?;
             top_k::top_k(driver, &rows, &there.cached(), request)?.read()
         })())
     }
@@ -95,11 +89,11 @@ impl Backend for Cuda {
         let (made, sums) = self.check((|| {
             let driver = &self.shared.driver;
             let there = Copied::within(driver, kv, &extents(views))?;
-            let (_held, rows) = copy_queries(driver, q)?;
+            let rows = copy_queries(driver, q)?;
             let views = Views::of(driver, &self.shared.ropes, views)?;
             let made = Block::new(driver, size_of_val(out))?;
             let sums = Block::new(driver, q.q_len * q.n_heads * size_of::<f32>())?;
-            attend::attend(driver, &rows, &there.cached(), &views, scale, made.at(), Some(sums.at()))?;
+            attend::attend(driver, &rows, &there.cached(), &views, scale, made.span(), Some(sums.span()))?;
             Ok((made.read::<f32>(0, out.len())?, sums.read::<f32>(0, q.q_len * q.n_heads)?))
         })())?;
         out.copy_from_slice(&made);
@@ -120,9 +114,10 @@ impl Backend for Cuda {
         self.check((|| {
             let driver = &self.shared.driver;
             let there = Copied::within(driver, kv, &extents(views))?;
-            let (_held, rows) = copy_queries(driver, q)?;
+            let rows = copy_queries(driver, q)?;
             let views = Views::of(driver, &self.shared.ropes, views)?;
-            key_mass::key_mass(driver, &rows, &there.cached(), &views, scale, self.upload(lse)?.at())?.read()
+            let lse = Block::of(driver, lse)?;
+            key_mass::key_mass(driver, &rows, &there.cached(), &views, scale, lse.span())?.read()
         })())
     }
 }

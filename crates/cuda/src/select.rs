@@ -48,11 +48,13 @@ pub struct Choice {
 #[derive(Debug)]
 pub struct Selected {
     /// Token indices, u32, ascending and distinct.
-    pub tokens: Block,
+    pub tokens: Arc<Block>,
     /// How many there are, u32 `[1]`.
-    pub count: Block,
+    pub count: Arc<Block>,
     /// The most there can be: the length of `tokens`.
     pub capacity: usize,
+    /// All are below this one.
+    pub end: usize,
 }
 
 impl Selected {
@@ -147,6 +149,9 @@ pub fn select(
     choice: &Choice,
     tallies: &mut Tallies,
 ) -> Result<Selected, CudaError> {
+    if !tallies.state.is_of(driver) {
+        return Err(CudaError::Foreign { what: "tallies", device: driver.facts().name.clone() });
+    }
     let votes = found.q_len * found.n_heads * found.k;
     let Range { start, end } = choice.middle;
     let length = end.saturating_sub(start);
@@ -157,13 +162,15 @@ pub fn select(
     let span = usize::try_from(choice.after.saturating_sub(choice.before)).unwrap_or(0);
     let capacity = choice.clip.min(votes).saturating_mul(span).min(length);
     if capacity == 0 {
-        return Ok(Selected { tokens: Block::new(driver, 0)?, count: Block::zeroed(driver, 4)?, capacity });
+        let (tokens, count) = (Block::new(driver, 0)?, Block::zeroed(driver, 4)?);
+        return Ok(Selected { tokens: Arc::new(tokens), count: Arc::new(count), capacity, end: 0 });
     }
     tallies.grow(length, votes)?;
     let selected = Selected {
-        tokens: Block::new(driver, capacity * size_of::<u32>())?,
-        count: Block::new(driver, size_of::<u32>())?,
+        tokens: Arc::new(Block::new(driver, capacity * size_of::<u32>())?),
+        count: Arc::new(Block::new(driver, size_of::<u32>())?),
         capacity,
+        end,
     };
 
     let int = |x: usize| Arg::Int(x.min(i32::MAX as usize) as i32);
@@ -177,8 +184,8 @@ pub fn select(
     // A power of two, so that all votes together stay below 2⁶³.
     let limit = (63 - votes.next_power_of_two().trailing_zeros()) as i32;
     let tally = [
-        found.indices.arg(),
-        found.scores.arg(),
+        found.indices.span().arg(driver, votes, size_of::<u32>())?,
+        found.scores.span().arg(driver, votes, size_of::<f32>())?,
         int(votes),
         int(found.k),
         Arg::Int(rule),

@@ -298,7 +298,7 @@ fn upload(device: &dyn Device, data: &[f32]) -> Result<Tensor, DeviceError> {
 
 /// The rows of a step of `n` tokens in `tensor`, out of room for `of` tokens.
 fn rows(device: &dyn Device, tensor: &Tensor, n: usize, of: usize) -> Result<Vec<f32>, DeviceError> {
-    device.read(tensor, 0..tensor.len / of * n)
+    device.read(tensor, 0..tensor.len() / of * n)
 }
 
 impl Scratch {
