@@ -5,6 +5,7 @@ mod blocks;
 mod case;
 mod compare;
 mod methods;
+mod moves;
 mod probe;
 mod run;
 pub mod scorers;
