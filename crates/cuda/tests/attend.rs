@@ -10,7 +10,7 @@ use reattention_cuda::testing::attend::attend;
 use reattention_cuda::testing::paged::{Copied, copy_queries};
 use reattention_cuda::testing::rope::Ropes;
 use reattention_cuda::testing::segments::{DeviceKeys, DeviceSegment, Views};
-use reattention_kernels::{Backend, Band, KeySet, KvView, Position, Queries, Reference, Segment};
+use reattention_kernels::{Band, KeySet, KvView, Position, Queries, Reference, Segment};
 use std::sync::Arc;
 use views::{Shape, assert_logs_near, assert_near, device, part, rope, segment};
 

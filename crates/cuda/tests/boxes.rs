@@ -5,13 +5,13 @@
 mod common;
 
 use common::{AnyStore, Rng};
-use cuda_emulator::{Emulator, facts};
+use cuda_emulator::{emulator, facts};
 use reattention_cuda::driver::{Block, CudaError, Driver, Dtype, Facts};
 use reattention_cuda::testing::boxes::{Boxes, LARGE, SMALL};
 use reattention_cuda::testing::paged::{Cached, CachedShape, Copied, PageEntry, copy_queries};
 use reattention_cuda::testing::top_k::{MOST_KEYS, Voters};
 use reattention_kernels::{
-    Backend, HeadPairing, KvView, ListedRequest, PAGE, Queries, Reference, TopK, TopKRequest, TopKRule, f16,
+    HeadPairing, KvView, ListedRequest, PAGE, Queries, Reference, TopK, TopKRequest, TopKRule, f16,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -114,13 +114,8 @@ impl Case {
 
     fn driver(&self) -> Option<Arc<dyn Driver>> {
         let Self { multiprocessors, memory, .. } = *self;
-        match Emulator::new(Facts { multiprocessors, memory, ..facts() }) {
-            Ok(emulator) => Some(Arc::new(emulator.with_seed(self.seed))),
-            Err(error) => {
-                println!("{error}");
-                None
-            }
-        }
+        let emulator = emulator(Facts { multiprocessors, memory, ..facts() })?;
+        Some(Arc::new(emulator.with_seed(self.seed)))
     }
 
     /// The device finds what the rule says.

@@ -2,6 +2,7 @@
 //!
 //! NVRTC needs neither a GPU nor a driver. Where it is not installed the tests say so and pass.
 
+use cuda_emulator::skipped;
 use reattention_cuda::driver::{CudaError, Module};
 use reattention_cuda::nvidia::{check_compiler, compile};
 use reattention_cuda::testing::elementwise;
@@ -14,7 +15,7 @@ fn is_there() -> bool {
     match check_compiler() {
         Ok(()) => true,
         Err(error) => {
-            println!("skipped: no NVRTC ({error})");
+            skipped("nvrtc", &format!("skipped: no NVRTC ({error})"));
             false
         }
     }

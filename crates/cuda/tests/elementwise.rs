@@ -1,6 +1,6 @@
 //! The kernels between products, on the emulated device, against plain loops.
 
-use cuda_emulator::{Emulator, facts};
+use cuda_emulator::device_with_seed;
 use half::{bf16, f16};
 use reattention_cuda::driver::{Block, CudaError, Driver, Dtype, Span};
 use reattention_cuda::testing::elementwise as kernels;
@@ -11,10 +11,8 @@ use std::sync::Arc;
 /// Runs a test under two orders of threads; without a compiler it says so.
 fn with_device(test: impl Fn(&Arc<dyn Driver>)) {
     for seed in [1, 2] {
-        match Emulator::new(facts()) {
-            Ok(emulator) => test(&(Arc::new(emulator.with_seed(seed)) as Arc<dyn Driver>)),
-            Err(error) => return println!("{error}"),
-        }
+        let Some(device) = device_with_seed(seed) else { return };
+        test(&device);
     }
 }
 

@@ -13,8 +13,7 @@ use reattention_cuda::testing::rope::Ropes;
 use reattention_cuda::testing::segments::Views;
 use reattention_cuda::testing::top_k::top_k;
 use reattention_kernels::{
-    Backend, Band, HeadPairing, KeySet, KvView, PAGE, Position, Queries, Reference, TopKRequest, TopKRule,
-    f16,
+    Band, HeadPairing, KeySet, KvView, PAGE, Position, Queries, Reference, TopKRequest, TopKRule, f16,
 };
 use std::sync::Arc;
 

@@ -4,12 +4,12 @@
 mod common;
 
 use common::{AnyStore, Rng};
-use cuda_emulator::{Emulator, facts};
+use cuda_emulator::{emulator, facts};
 use reattention_cuda::driver::{Block, CudaError, Driver, Dtype};
 use reattention_cuda::testing::paged::{Cached, CachedShape, Copied, PageEntry, copy_queries};
 use reattention_cuda::testing::top_k::{Voters, top_k, top_k_of};
 use reattention_kernels::{
-    Backend, HeadPairing, KvView, ListedRequest, Queries, Reference, TopK, TopKRequest, TopKRule, bf16, f16,
+    HeadPairing, KvView, ListedRequest, Queries, Reference, TopK, TopKRequest, TopKRule, bf16, f16,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -75,13 +75,8 @@ impl Case {
     fn driver(&self) -> Option<Arc<dyn Driver>> {
         let mut facts = facts();
         facts.multiprocessors = self.multiprocessors;
-        match Emulator::new(facts) {
-            Ok(emulator) => Some(Arc::new(emulator.with_seed(self.seed))),
-            Err(error) => {
-                println!("{error}");
-                None
-            }
-        }
+        let emulator = emulator(facts)?;
+        Some(Arc::new(emulator.with_seed(self.seed)))
     }
 
     fn queries<'a>(&self, data: &'a [f32]) -> Queries<'a> {
