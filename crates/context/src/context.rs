@@ -487,10 +487,15 @@ impl Context {
 
     /// Adds up how much attention the tokens of following decode steps pay to each token (over layers and heads), or
     /// stops; returns what was added up so far, by token index.
-    pub fn record_mass(&mut self, on: bool) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// When a device that has added it up does not tell; it is forgotten then.
+    pub fn record_mass(&mut self, on: bool) -> Result<Vec<f32>, MethodError> {
         let recorded = std::mem::replace(&mut self.mass, on.then(Vec::new)).unwrap_or_default();
-        // What a device keeps of it: nothing is lost but evidence if it fails, and the next step says that it did.
-        self.store.device().and_then(|device| device.take_mass().ok()).unwrap_or(recorded)
+        match self.store.device() {
+            Some(device) => Ok(device.take_mass()?),
+            None => Ok(recorded),
+        }
     }
 }
 

@@ -142,7 +142,7 @@ impl Cache {
         Ok(Rows { data: Arc::clone(self.shared.floats(q.data)?), n_heads, q_len, head_dim, first })
     }
 
-    /// What was selected, if this device did it; a cache that holds fewer tokens than were searched refuses it.
+    /// What was selected, if this device did it. Views check that the cache holds the tokens.
     fn selected<'c>(&self, chosen: &'c Chosen) -> Result<&'c Selected, CudaError> {
         let selected: &Selected = self.shared.own(chosen.memory(), "a selection")?;
         self.shared.is_own(&selected.count, "a selection")?;
@@ -160,12 +160,13 @@ impl Cache {
             let keys = self.place(false)?;
             let values = self.place(self.shared.offload != Offload::Off)?;
             let entry = PageEntry { keys: keys.at(), values: values.at() };
+            self.enter(layer, page, entry)?;
             let of = &mut self.layers[layer];
             if of.pages.len() <= page {
                 of.pages.resize_with(page + 1, || None);
             }
+            // Only now: a page that is held has its entry.
             of.pages[page] = Some(Page { keys, values });
-            self.enter(layer, page, entry)?;
         }
         Ok(())
     }
@@ -179,7 +180,8 @@ impl Cache {
             }
             _ => {
                 let mut entries: Vec<PageEntry> = of.pages.iter().map(Page::entry).collect();
-                entries.resize((2 * entries.len()).max(FIRST_TABLE), PageEntry::default());
+                entries.resize((2 * (page + 1)).max(FIRST_TABLE), PageEntry::default());
+                entries[page] = entry;
                 of.table = Some(Block::of(&self.shared.driver, &entries)?);
                 Ok(())
             }
@@ -235,10 +237,11 @@ impl Cache {
                 let moved = self.host_block()?;
                 // SAFETY: both blocks are that long; the copy runs before the device's block is given back.
                 unsafe { self.shared.driver.copy(keys, moved.at, bytes)? };
+                let entry = Page::entry(&self.layers[layer].pages[page]);
+                self.enter(layer, page, PageEntry { keys: moved.at, ..entry })?;
+                // Only now, since it gives the device's block back: the table never names memory that is not taken.
                 let slot = self.layers[layer].pages[page].as_mut().expect("held above");
                 slot.keys = Place::Host(moved);
-                let entry = Page::entry(&self.layers[layer].pages[page]);
-                self.enter(layer, page, entry)?;
                 any = true;
             }
             if self.layers.iter().all(|l| page + 1 < l.pages.len()) {

@@ -5,8 +5,18 @@
 //!
 //! [`Cuda`] is a [`Backend`](reattention_kernels::Backend) for callers that keep their numbers on the host, and a
 //! [`Device`](reattention_kernels::Device) for a model that works wholly on the GPU.
+//!
+//! No safe function of this crate takes an address: single kernels are not part of it, and memory is known by the [`driver::Block`]
+//! that owns it.
+//!
+//! ```compile_fail,E0603
+//! use reattention_cuda::elementwise;
+//! ```
 #![deny(missing_docs)]
-#![cfg_attr(not(feature = "testing"), allow(dead_code, reason = "tests alone go through all kernels"))]
+#![cfg_attr(
+    not(feature = "testing"),
+    allow(dead_code, unreachable_pub, reason = "tests alone see all kernels")
+)]
 
 mod attend;
 mod backend;

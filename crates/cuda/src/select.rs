@@ -75,6 +75,8 @@ pub struct Tallies {
     state: Block,
     /// Tokens of a middle that there is room for, and votes.
     room: (usize, usize),
+    /// Whether a selection has begun and not ended: its votes are still there.
+    dirty: bool,
     #[allow(dead_code, reason = "the state points to them")]
     blocks: Vec<Block>,
 }
@@ -97,7 +99,7 @@ impl Tallies {
     /// When the device has not enough memory.
     pub fn new(driver: &Arc<dyn Driver>) -> Result<Self, CudaError> {
         let state = Block::of(driver, &[State::default()])?;
-        Ok(Self { driver: Arc::clone(driver), state, room: (0, 0), blocks: Vec::new() })
+        Ok(Self { driver: Arc::clone(driver), state, room: (0, 0), dirty: false, blocks: Vec::new() })
     }
 
     /// Tokens of the largest selection so far.
@@ -111,7 +113,7 @@ impl Tallies {
 
     /// Makes room for selections from a middle of `length` tokens by `votes`.
     fn grow(&mut self, length: usize, votes: usize) -> Result<(), CudaError> {
-        if length <= self.room.0 && votes <= self.room.1 {
+        if length <= self.room.0 && votes <= self.room.1 && !self.dirty {
             return Ok(());
         }
         // Every chunk has a longer middle than the one before: an eighth more than needed makes growth rare.
@@ -129,8 +131,9 @@ impl Tallies {
             Block::new(&self.driver, votes * size_of::<u64>())?,
             Block::new(&self.driver, words.div_ceil(BLOCK) * size_of::<u32>())?,
         ];
-        self.state.write(0, &blocks.each_ref().map(Block::at))?;
-        (self.room, self.blocks) = ((length, votes), Vec::from(blocks));
+        let state = State { pointers: blocks.each_ref().map(Block::at), ..State::default() };
+        self.state.write(0, &bytemuck::bytes_of(&state)[..std::mem::offset_of!(State, most)])?;
+        (self.room, self.blocks, self.dirty) = ((length, votes), Vec::from(blocks), false);
         Ok(())
     }
 }
@@ -205,9 +208,11 @@ pub fn select(
         // all of them and the whole middle, and to as many tokens as there can be.
         unsafe { driver.launch(function, launch, args) }
     };
+    tallies.dirty = true;
     if votes <= ONE_BLOCK.0 && words <= ONE_BLOCK.1 {
         let args = [&tally[..], &choose, &[state], &out].concat();
         launch(kernel("select_all")?, 1, BLOCK, &args)?;
+        tallies.dirty = false;
         return Ok(selected);
     }
     let threads = 256;
@@ -219,5 +224,6 @@ pub fn select(
     launch(kernel("select_count")?, words.div_ceil(BLOCK), BLOCK, &[length_arg, state])?;
     let args = [&[int(start), length_arg, state][..], &out].concat();
     launch(kernel("select_list")?, words.div_ceil(BLOCK), BLOCK, &args)?;
+    tallies.dirty = false;
     Ok(selected)
 }

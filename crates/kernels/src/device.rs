@@ -27,7 +27,12 @@ impl<T: Any + Send + Sync + Debug> Memory for T {}
 /// Floats in a device's memory.
 ///
 /// Where they lie only the device knows that made the tensor: it recognises its own by the type of [`Tensor::memory`], which
-/// nobody else can make or take out, and refuses all others. So a tensor that somebody makes up leads nowhere.
+/// nobody else can make or take out, and refuses all others. So a tensor that somebody makes up leads nowhere:
+///
+/// ```compile_fail,E0451
+/// # use reattention_kernels::Tensor;
+/// let forged = Tensor { len: 1 << 40, memory: Box::new(0u64) };
+/// ```
 #[derive(Debug)]
 pub struct Tensor {
     len: usize,
