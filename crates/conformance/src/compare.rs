@@ -1,5 +1,6 @@
 //! Comparing tensors, with what differs and by how much.
 
+use crate::moves;
 use crate::probe::NearTie;
 use std::collections::BTreeMap;
 
@@ -54,22 +55,13 @@ impl Findings {
         }
     }
 
-    /// Compares votes by key; a vote may have moved from the chosen to the rejected key of a near tie.
+    /// Compares votes by key; each query and head may have given a vote to the other key of a near tie.
     pub(crate) fn votes(&mut self, what: &str, got: &Votes, want: &Votes, ties: &[NearTie]) {
         let mut missing: BTreeMap<usize, i64> = want.clone();
         for (key, votes) in got {
             *missing.entry(*key).or_default() -= votes;
         }
-        let mut moved = 0;
-        for tie in ties {
-            let (from, to) = (tie.chosen as usize, tie.rejected as usize);
-            if missing.get(&from).is_some_and(|m| *m < 0) && missing.get(&to).is_some_and(|m| *m > 0) {
-                *missing.entry(from).or_default() += 1;
-                *missing.entry(to).or_default() -= 1;
-                moved += 1;
-            }
-        }
-        self.moved += moved;
+        self.moved += moves::settle(&mut missing, ties);
         if let Some((key, votes)) = missing.iter().find(|m| *m.1 != 0) {
             self.failures.push(format!("{what}: key {key} has {votes} votes too few"));
         }

@@ -5,6 +5,7 @@ mod blocks;
 mod case;
 mod compare;
 mod methods;
+mod moves;
 mod probe;
 pub mod real;
 mod run;

@@ -1,8 +1,8 @@
 //! Whole models on the device, run by the emulator on the kernels' own text, beside the reference.
 
-use cuda_emulator::{Emulator, facts};
+use cuda_emulator::{emulator, facts};
 use reattention::methods::{Step, StepKind, build, specs};
-use reattention::{Context, KvDtype, Settings};
+use reattention::{Context, KvDtype, MethodError, Settings};
 use reattention_cuda::driver::Facts;
 use reattention_cuda::{Cuda, Offload};
 use reattention_engine::{Cancel, GenerateOptions, Package, Source};
@@ -14,13 +14,8 @@ use std::sync::Arc;
 
 /// The emulated device, or `None`, after saying so, where there is no C++ compiler.
 fn device(offload: Offload, memory: usize) -> Option<Arc<dyn Backend>> {
-    match Emulator::new(Facts { memory, ..facts() }) {
-        Ok(emulator) => Some(Arc::new(Cuda::on(Arc::new(emulator), Cpu::new(2).unwrap(), offload))),
-        Err(error) => {
-            println!("{error}");
-            None
-        }
-    }
+    let emulator = emulator(Facts { memory, ..facts() })?;
+    Some(Arc::new(Cuda::on(Arc::new(emulator), Cpu::new(2).unwrap(), offload)))
 }
 
 /// Settings small enough that 150 tokens are many times the scope; of methods that suit a device and of others.
@@ -114,9 +109,9 @@ fn evidence_and_traces_are_those_of_the_host() {
         let [mut there, mut here] = [&device, &reference].map(|b| context(&model, arm, KvDtype::F32, b));
         let looks = [&mut there, &mut here].map(|c| {
             c.trace(true);
-            c.record_mass(true);
+            c.record_mass(true).unwrap();
             logits(&model, c, &ids(100, 2), 90);
-            (c.trace(false), c.record_mass(false))
+            (c.trace(false), c.record_mass(false).unwrap())
         });
         let [(got, got_mass), (want, want_mass)] = looks;
         assert_eq!((got.len(), got_mass.len()), (want.len(), want_mass.len()), "{arm:?}");
@@ -266,5 +261,65 @@ fn losses_logits_of_some_tokens_and_hidden_states_are_those_of_the_host() {
             all
         });
         assert_close(&got, &want, family);
+    }
+}
+
+/// A device that fails at any call of a step: the step is refused, and the context is what it was, so that the same step gives
+/// the same once the device runs again.
+#[test]
+fn a_device_that_fails_refuses_the_step_and_leaves_the_context() {
+    let small = ["global=2", "local=16", "span=4", "clip=3", "chunk=8", "top_k=2"];
+    let with = |more: &[&'static str]| [&small[..], more].concat();
+    let arms: &[(&str, Vec<&str>)] = &[
+        ("reattention", with(&[])),
+        ("reattention", with(&["selector=boxes", "exact_below=40"])),
+        // Keys on the host from here on: their search and attention are copied to the device.
+        ("reattention", with(&["share=kv_head"])),
+        ("reattention", with(&["share=kv_head", "selector=clusters", "exact_below=40"])),
+        ("infllm", vec!["global=2", "local=16", "block=4", "top_k=3", "repr=2", "exc_block=8"]),
+        ("ms-poe", vec!["layers=1-"]),
+    ];
+    let model = model("qwen3");
+    for (name, settings) in arms {
+        let what = format!("{name} {settings:?}");
+        let Some(emulator) = emulator(facts()).map(Arc::new) else { return };
+        let device: Arc<dyn Backend> =
+            Arc::new(Cuda::on(Arc::clone(&emulator) as _, Cpu::new(1).unwrap(), Offload::Off));
+        let arm = (*name, &settings[..]);
+        let [mut sound, mut hurt] = [0, 1].map(|_| context(&model, arm, KvDtype::F32, &device));
+        let read = ids(112, 8);
+        for context in [&mut sound, &mut hurt] {
+            logits(&model, context, &read[..96], 96);
+            context.record_mass(true).unwrap();
+            context.trace(true);
+        }
+        let mut scratch = Scratch::default();
+        for step in [
+            Step { tokens: 96..104, kind: StepKind::Prefill },
+            Step { tokens: 104..111, kind: StepKind::Question },
+            Step { tokens: 111..112, kind: StepKind::Decode },
+        ] {
+            let mut feed = |context: &mut Context| {
+                let tokens = &read[step.tokens.clone()];
+                model.forward(tokens, &step, context, &mut scratch, &Logits::All, None)
+            };
+            emulator.fail_after(i64::MAX);
+            let want = feed(&mut sound).unwrap();
+            let calls = i64::MAX - emulator.calls_left();
+            assert!(calls > 10, "{what}: {calls} calls");
+            let kept = hurt.kept();
+            for n in (0..calls).step_by((calls as usize / 12).max(1)).chain([calls - 1]) {
+                emulator.fail_after(n);
+                let error = feed(&mut hurt).expect_err("a call of the step fails");
+                assert!(matches!(error, MethodError::Device(_)), "{what}, call {n} of {calls}: {error}");
+                assert!(error.to_string().contains("a test lets it fail"), "{what}: {error}");
+                assert_eq!((hurt.len(), hurt.kept()), (step.tokens.start, kept), "{what}, call {n}");
+            }
+            emulator.fail_after(-1);
+            assert!(feed(&mut hurt).unwrap() == want, "{what}, {:?}: logits after failures", step.kind);
+        }
+        let [got, want] =
+            [&mut hurt, &mut sound].map(|c| (c.trace(false).len(), c.record_mass(false).unwrap().len()));
+        assert_eq!(got, want, "{what}: traced layers, tokens looked at");
     }
 }

@@ -33,7 +33,8 @@ impl Faulty {
     }
 }
 
-impl Driver for Faulty {
+// SAFETY: every call goes to the emulator, which keeps the contract, or fails and does nothing.
+unsafe impl Driver for Faulty {
     fn facts(&self) -> &Facts {
         self.device.facts()
     }

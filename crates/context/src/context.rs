@@ -37,7 +37,11 @@ pub struct Context {
     /// In steps in which a device chose: the most keys besides, and the most there could have been with those chosen.
     around_chosen: (usize, usize),
     trace: Option<Vec<LayerTrace>>,
+    /// Entries of the trace that steps before the running one made.
+    traced: usize,
     mass: Option<Vec<f32>>,
+    /// What the running step adds to it, by token.
+    mass_of_step: Vec<(usize, f32)>,
 }
 
 /// A point to come back to.
@@ -115,7 +119,9 @@ impl Context {
             attended_max: 0,
             around_chosen: (0, 0),
             trace: None,
+            traced: 0,
             mass: None,
+            mass_of_step: Vec::new(),
         }
     }
 
@@ -198,6 +204,7 @@ impl Context {
         assert_eq!(step.tokens.start, self.len(), "a step must start where the context ends");
         self.method.begin(step, &mut self.ropes.full);
         self.step = Some(step.clone());
+        self.traced = self.trace.as_ref().map_or(0, Vec::len);
     }
 
     /// Attention of one layer of the running step: appends raw keys and values `[q_len, n_kv_heads, head_dim]`, asks the
@@ -206,7 +213,8 @@ impl Context {
     /// head, that take part in the softmax (gpt-oss).
     ///
     /// # Errors
-    /// When the method refuses, or the disk does not take what it keeps there.
+    /// When the method refuses, the disk does not take what it keeps there, or the device of the backend fails. The step must
+    /// then be ended by [`Context::abort`].
     ///
     /// # Panics
     /// Outside a step: between [`Context::begin`] and [`Context::finish`] is where a layer may call.
@@ -224,7 +232,7 @@ impl Context {
             let cold = self.method.cold(self.len());
             self.store.freeze(cold)?;
         }
-        self.append(layer, k, v);
+        self.append(layer, k, v)?;
         let step = self.step.as_ref().expect("attend is called within a step");
         let backend = self.backend.as_ref();
         backend.mark(Part::Selection);
@@ -256,19 +264,19 @@ impl Context {
         let wants_lse = is_ephemeral || is_recorded || !view.watched.is_empty() || sinks.is_some();
         let mut lse = vec![0.0; if wants_lse { queries.q_len * queries.n_heads } else { 0 }];
         let wanted = wants_lse.then_some(lse.as_mut_slice());
-        backend.attend(&queries, &kv, &view.segments, scale, out, wanted);
+        backend.attend(&queries, &kv, &view.segments, scale, out, wanted)?;
         if let Some(sinks) = sinks {
             add_sinks(sinks, out, &mut lse);
         }
         if !view.watched.is_empty() {
             let watched: Vec<Vec<Segment>> =
                 view.segments.iter().map(|list| list[view.watched.clone()].to_vec()).collect();
-            let mass = backend.key_mass(&queries, &kv, &watched, scale, &lse);
+            let mass = backend.key_mass(&queries, &kv, &watched, scale, &lse)?;
             self.method.watch(&mut call, mass);
         }
         view.cooled.iter().for_each(|tokens| self.store.cool(layer, tokens.clone()));
         if is_ephemeral {
-            let mass = backend.key_mass(&queries, &kv, &view.segments, scale, &lse);
+            let mass = backend.key_mass(&queries, &kv, &view.segments, scale, &lse)?;
             let heads = 0..if self.method.wants_losses() { self.shape.n_kv_heads } else { 0 };
             let slots = self.store.len();
             let losses: Vec<_> = heads.map(|head| self.slots.losses(layer, head, slots)).collect();
@@ -288,13 +296,13 @@ impl Context {
             "KV heads that keep different tokens have a list of segments each"
         );
         let mut mass_by_list = Vec::new();
-        if let Some(mass) = self.mass.as_mut().filter(|_| is_recorded) {
-            let by_head = backend.key_mass(&queries, &kv, &view.segments, scale, &lse);
+        if is_recorded {
+            let by_head = backend.key_mass(&queries, &kv, &view.segments, scale, &lse)?;
             mass_by_list = mass_of_lists(&by_head, view.segments.len());
-            mass.resize(mass.len().max(step.tokens.end), 0.0);
             for (head, (list, of_list)) in view.segments.iter().zip(&mass_by_list).enumerate() {
                 let keys = list.iter().flat_map(|s| (0..s.keys.len()).map(|rank| s.keys.token(rank)));
-                keys.zip(of_list).for_each(|(slot, m)| mass[slots.token(layer, head, slot)] += m);
+                self.mass_of_step
+                    .extend(keys.zip(of_list).map(|(slot, m)| (slots.token(layer, head, slot), *m)));
             }
         }
         if let Some(trace) = &mut self.trace {
@@ -316,9 +324,12 @@ impl Context {
     /// The part of [`Context::attend`] that later steps build on: appends raw keys and values to one layer. Enough where
     /// nobody wants the layer's output and [`Context::may_skip_view`].
     ///
+    /// # Errors
+    /// When the device of the backend fails; as [`Context::attend`].
+    ///
     /// # Panics
     /// Outside a step.
-    pub fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) {
+    pub fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<(), MethodError> {
         let step = self.step.as_ref().expect("a layer appends within a step");
         self.backend.mark(Part::Append);
         self.store.append(layer, k, v);
@@ -326,8 +337,9 @@ impl Context {
         let (kv, backend) = (self.store.view(layer), self.backend.as_ref());
         // Nobody looks for keys where the window decides.
         if self.shape.layers[layer].window.is_none() {
-            self.method.learn(&Appended { layer, step, kv, backend });
+            self.method.learn(&Appended { layer, step, kv, backend })?;
         }
+        Ok(())
     }
 
     /// Raw keys and values that one layer has cached.
@@ -353,6 +365,10 @@ impl Context {
         self.store.commit();
         self.last_state.clear();
         let len = self.len();
+        if let Some(mass) = self.mass.as_mut().filter(|_| !self.mass_of_step.is_empty()) {
+            mass.resize(mass.len().max(len), 0.0);
+            self.mass_of_step.drain(..).for_each(|(token, m)| mass[token] += m);
+        }
         let needed = self.pinned.as_ref().map_or(len, |p| p.tokens.min(len));
         self.release(needed);
     }
@@ -380,6 +396,9 @@ impl Context {
     pub fn abort(&mut self) {
         self.step = None;
         self.distilled.clear();
+        self.mass_of_step.clear();
+        let traced = self.traced;
+        self.trace.iter_mut().for_each(|trace| trace.truncate(traced));
         self.forget();
         let n = self.len();
         self.ropes.each().for_each(|ropes| ropes.truncate(n));
@@ -472,10 +491,15 @@ impl Context {
 
     /// Adds up how much attention the tokens of following decode steps pay to each token (over layers and heads), or
     /// stops; returns what was added up so far, by token index.
-    pub fn record_mass(&mut self, on: bool) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// When a device that has added it up does not tell; it is forgotten then.
+    pub fn record_mass(&mut self, on: bool) -> Result<Vec<f32>, MethodError> {
         let recorded = std::mem::replace(&mut self.mass, on.then(Vec::new)).unwrap_or_default();
-        // What a device keeps of it: nothing is lost but evidence if it fails, and the next step says that it did.
-        self.store.device().and_then(|device| device.take_mass().ok()).unwrap_or(recorded)
+        match self.store.device() {
+            Some(device) => Ok(device.take_mass()?),
+            None => Ok(recorded),
+        }
     }
 }
 

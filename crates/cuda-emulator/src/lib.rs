@@ -45,6 +45,9 @@ mod compile;
 mod memory;
 mod pinned;
 mod product;
+mod skipped;
+
+pub use skipped::{REQUIRE_TOOLS, skipped};
 
 use compile::{Kernel, Order, Uint3, lock};
 use memory::{Memory, complain};
@@ -53,6 +56,7 @@ use reattention_cuda::driver::{
 };
 use std::collections::HashMap;
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -102,13 +106,12 @@ pub fn device() -> Option<Arc<dyn Driver>> {
 
 /// As [`device`], with another order of lanes, warps and blocks ([`Emulator::with_seed`]).
 pub fn device_with_seed(seed: u64) -> Option<Arc<dyn Driver>> {
-    match Emulator::new(facts()) {
-        Ok(emulator) => Some(Arc::new(emulator.with_seed(seed))),
-        Err(error) => {
-            println!("{error}");
-            None
-        }
-    }
+    emulator(facts()).map(|emulator| Arc::new(emulator.with_seed(seed)) as _)
+}
+
+/// An emulated device of these facts, as [`device`].
+pub fn emulator(facts: Facts) -> Option<Emulator> {
+    Emulator::new(facts).inspect_err(|error| skipped("compiler", &error.to_string())).ok()
 }
 
 /// The emulated device.
@@ -116,6 +119,8 @@ pub struct Emulator {
     facts: Facts,
     seed: u64,
     state: Mutex<State>,
+    /// Calls until one fails, below zero where none will; they count on.
+    left: AtomicI64,
 }
 
 struct State {
@@ -162,7 +167,7 @@ impl Emulator {
             stacks: Vec::new(),
             shared: Vec::new(),
         };
-        Ok(Self { facts, seed: 1, state: Mutex::new(state) })
+        Ok(Self { facts, seed: 1, state: Mutex::new(state), left: AtomicI64::new(-1) })
     }
 
     /// Draws the order of lanes, warps and blocks by another seed; with 0 they run in order.
@@ -170,6 +175,25 @@ impl Emulator {
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
+    }
+
+    /// Lets one call that asks the device for memory or work fail, after `calls` more that do not; those after it run again. A
+    /// large number counts: [`Emulator::calls_left`].
+    pub fn fail_after(&self, calls: i64) {
+        self.left.store(calls, Ordering::SeqCst);
+    }
+
+    /// Calls until one fails.
+    pub fn calls_left(&self) -> i64 {
+        self.left.load(Ordering::SeqCst)
+    }
+
+    /// Counts a call, and fails if it is the one.
+    fn called(&self, call: &'static str) -> Result<(), CudaError> {
+        match self.left.fetch_sub(1, Ordering::SeqCst) {
+            0 => Err(CudaError::Call { call, reason: "a test lets it fail".into() }),
+            _ => Ok(()),
+        }
     }
 
     /// Gives the device this much pinned memory, in bytes, instead of 8 GiB.
@@ -324,7 +348,8 @@ impl State {
     }
 }
 
-impl Driver for Emulator {
+// SAFETY: memory is the allocator's, kept until it is given back, and every range is checked against it.
+unsafe impl Driver for Emulator {
     fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -334,6 +359,7 @@ impl Driver for Emulator {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address, CudaError> {
+        self.called("alloc")?;
         lock(&self.state).memory.alloc(bytes, false)
     }
 
@@ -343,6 +369,7 @@ impl Driver for Emulator {
     }
 
     fn alloc_pinned(&self, bytes: usize) -> Result<Pinned, CudaError> {
+        self.called("alloc_pinned")?;
         let mut state = lock(&self.state);
         let device = state.memory.alloc(bytes, true)?;
         Ok(Pinned { host: state.memory.host(device).unwrap_or(device as *mut u8), device })
@@ -358,6 +385,7 @@ impl Driver for Emulator {
     }
 
     unsafe fn upload(&self, data: &[u8], to: Address) -> Result<(), CudaError> {
+        self.called("upload")?;
         let state = lock(&self.state);
         state.memory.check("an upload", to, data.len());
         // SAFETY: the range lies within a block, and nobody else writes while the state is locked.
@@ -366,6 +394,7 @@ impl Driver for Emulator {
     }
 
     unsafe fn download(&self, from: Address, data: &mut [u8]) -> Result<(), CudaError> {
+        self.called("download")?;
         let state = lock(&self.state);
         state.memory.check("a download", from, data.len());
         // SAFETY: as for `upload`.
@@ -374,6 +403,7 @@ impl Driver for Emulator {
     }
 
     unsafe fn clear(&self, at: Address, bytes: usize) -> Result<(), CudaError> {
+        self.called("clear")?;
         let state = lock(&self.state);
         state.memory.check("clearing", at, bytes);
         // SAFETY: as for `upload`.
@@ -382,6 +412,7 @@ impl Driver for Emulator {
     }
 
     unsafe fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), CudaError> {
+        self.called("copy")?;
         let state = lock(&self.state);
         state.memory.check("copying", from, bytes);
         state.memory.check("copying", to, bytes);
@@ -417,6 +448,7 @@ impl Driver for Emulator {
     }
 
     unsafe fn launch(&self, function: Function, launch: Launch, args: &[Arg]) -> Result<(), CudaError> {
+        self.called("launch")?;
         let mut state = lock(&self.state);
         let kernel = state.kernels[function.0 as usize];
         let failed = |reason: String| CudaError::Call {
@@ -433,6 +465,7 @@ impl Driver for Emulator {
 
     unsafe fn multiply(&self, product: &Product) -> Result<(), CudaError> {
         let Product { rows, inputs, outputs, dtype, x, w, y } = *product;
+        self.called("multiply")?;
         let state = lock(&self.state);
         state.memory.check("x of a product", x, rows * inputs * product::size(dtype));
         state.memory.check("w of a product", w, outputs * inputs * product::size(dtype));

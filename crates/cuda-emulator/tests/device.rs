@@ -4,7 +4,7 @@
 mod common;
 
 use common::{emulator, run};
-use cuda_emulator::{Emulator, facts};
+use cuda_emulator::facts;
 use half::{bf16, f16};
 use reattention_cuda::driver::{Arg, Block, CudaError, Driver, Dtype, Facts, Launch, Module, Product};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -141,7 +141,7 @@ extern "C" __global__ void kernel(float *out) {
 
 #[test]
 fn memory_is_counted() {
-    let Ok(emulator) = Emulator::new(Facts { memory: 4096, ..facts() }) else { return };
+    let Some(emulator) = cuda_emulator::emulator(Facts { memory: 4096, ..facts() }) else { return };
     let driver: Arc<dyn Driver> = Arc::new(emulator.with_pinned_memory(1024));
     let block = Block::new(&driver, 3000).unwrap();
     assert_eq!(block.at() % 256, 0);

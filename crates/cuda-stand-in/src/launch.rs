@@ -181,6 +181,13 @@ unsafe extern "C" fn cuLaunchKernel(
 ) -> CUresult {
     call_in_context(|context| {
         context.check_stream(stream as usize)?;
+        if context.settings.fails > 0 {
+            context.settings.fails -= 1;
+            if context.settings.fails == 0 {
+                context.failed = Some(CUresult::CUDA_ERROR_LAUNCH_FAILED);
+                return Err(CUresult::CUDA_ERROR_LAUNCH_FAILED);
+            }
+        }
         let kernel = context.loaded.kernel(function)?;
         let threads = u64::from(threads_x) * u64::from(threads_y) * u64::from(threads_z);
         let grid_fits = x > 0 && y > 0 && z > 0 && x <= i32::MAX as u32 && y <= 65_535 && z <= 65_535;

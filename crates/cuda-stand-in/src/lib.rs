@@ -36,6 +36,8 @@ pub mod variables {
     pub const PINNED: &str = "STAND_IN_PINNED";
     /// Whether there are memory pools: 1, or 0.
     pub const POOLS: &str = "STAND_IN_POOLS";
+    /// The launch that fails, counted from 1, and with it all that follows: 0, for none.
+    pub const FAILS: &str = "STAND_IN_FAILS";
     /// Whether NVRTC compiles: 1, or 0 for an internal error.
     pub const COMPILER: &str = "STAND_IN_COMPILER";
 }

@@ -27,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) pinned: usize,
     pub(crate) pools: bool,
     pub(crate) compiler: bool,
+    /// Launches until one fails; 0 where none will.
+    pub(crate) fails: u64,
 }
 
 impl Settings {
@@ -48,6 +50,7 @@ impl Settings {
             pinned: number(variables::PINNED, 8 << 30),
             pools: number(variables::POOLS, 1) != 0,
             compiler: number(variables::COMPILER, 1) != 0,
+            fails: number(variables::FAILS, 0),
         }
     }
 }

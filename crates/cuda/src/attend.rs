@@ -1,6 +1,6 @@
 //! Softmax attention over segments of cached keys.
 
-use crate::driver::{Address, Arg, Block, CudaError, Driver, Dtype, Launch, Module};
+use crate::driver::{Arg, Block, CudaError, Driver, Dtype, Launch, Module, Span};
 use crate::paged::{Cached, Rows};
 use crate::segments::{Views, with_segments};
 use std::sync::Arc;
@@ -56,8 +56,8 @@ pub fn attend(
     kv: &Cached,
     views: &Views,
     scale: f32,
-    out: Address,
-    lse: Option<Address>,
+    out: Span,
+    lse: Option<Span>,
 ) -> Result<(), CudaError> {
     assert!(
         q.head_dim == kv.head_dim && q.n_heads.is_multiple_of(kv.n_kv_heads),
@@ -88,7 +88,9 @@ pub fn attend(
     let part =
         |of: usize| Arg::Pointer(if splits == 1 { 0 } else { scratch.at() + (4 * floats * of) as u64 });
     let (split_max, split_sum, split_out) = (part(0), part(1), part(2));
-    let lse = Arg::Pointer(lse.unwrap_or(0));
+    let out = out.arg(driver, all_rows * q.head_dim, size_of::<f32>())?;
+    let lse = lse.map_or(Ok(Arg::Pointer(0)), |lse| lse.arg(driver, all_rows, size_of::<f32>()))?;
+    let [entries, starts] = views.args(driver)?;
     let kernel = driver.function(&MODULE, &defines, "attend")?;
     let launch = Launch {
         grid: [row_blocks as u32, kv.n_kv_heads as u32, splits as u32],
@@ -96,30 +98,30 @@ pub fn attend(
         shared: shared as u32,
     };
     let args = [
-        Arg::Pointer(q.data),
-        Arg::Pointer(kv.pages),
-        Arg::Pointer(views.entries()),
-        Arg::Pointer(views.starts()),
+        q.arg(driver)?,
+        kv.arg(driver)?,
+        entries,
+        starts,
         Arg::Int(views.lists().len() as i32),
         Arg::Int(q.q_len as i32),
         Arg::Int(q.n_heads as i32),
         Arg::Int(group as i32),
         Arg::Int(q.first as i32),
         Arg::Float(scale),
-        Arg::Pointer(out),
+        out,
         lse,
         split_max,
         split_sum,
         split_out,
     ];
-    // SAFETY: the arguments are those of the kernel; queries, pages, segments and results are what the caller says they are, and
+    // SAFETY: the arguments are those of the kernel; queries, pages, segments and results have been checked to be as long, and
     // the scratch memory holds a maximum, a sum and a row for each row of each split.
     unsafe { driver.launch(kernel, launch, &args)? };
     if splits > 1 {
         let kernel = driver.function(&MODULE, &defines, "merge_splits")?;
         let threads = (MERGERS * q.head_dim.next_multiple_of(32)) as u32;
         let launch = Launch { grid: [all_rows as u32, 1, 1], threads, shared: 0 };
-        let args = [split_max, split_sum, split_out, Arg::Int(splits as i32), Arg::Pointer(out), lse];
+        let args = [split_max, split_sum, split_out, Arg::Int(splits as i32), out, lse];
         // SAFETY: as above; the grid has a block for every row.
         unsafe { driver.launch(kernel, launch, &args)? };
     }

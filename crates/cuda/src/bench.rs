@@ -2,7 +2,7 @@
 
 use crate::Cuda;
 use crate::driver::{Block, CudaError, Driver, Dtype, Product};
-use crate::paged::{Cached, PageEntry, Rows};
+use crate::paged::{Cached, CachedShape, PageEntry, Rows};
 use crate::segments::Views;
 use crate::{attend, top_k};
 use reattention_kernels::bench::Record;
@@ -202,15 +202,16 @@ impl<'a> Bench<'a> {
 
     fn search(&mut self, shape: Shape, q_len: usize, keys: usize, goal: f64) -> Result<(), CudaError> {
         let driver = Arc::clone(self.driver);
-        let (store, (_held, rows)) =
-            (Store::new(&driver, shape, keys)?, queries(&driver, shape, q_len, keys)?);
+        let (store, rows) = (Store::new(&driver, shape, keys)?, queries(&driver, shape, q_len, keys)?);
         let request =
             TopKRequest { keys: 0..keys, k: 4, pairing: HeadPairing::Grouped, rule: TopKRule::Exact };
         let Shape { n_heads, n_kv_heads, head_dim } = shape;
         let (kind, bound) =
             bound(q_len, 2 * q_len * n_heads * head_dim * keys, 2 * n_kv_heads * head_dim * keys);
         let name = format!("top_k.bf16.{kind}.{n_heads}x{head_dim}.{keys}");
-        self.measure(name, bound, goal, || top_k::top_k(&driver, &rows, &store.cached, &request).map(|_| ()))
+        self.measure(name, bound, goal, || {
+            top_k::top_k(&driver, &rows, &store.cached(), &request).map(|_| ())
+        })
     }
 
     fn attention(
@@ -223,8 +224,7 @@ impl<'a> Bench<'a> {
     ) -> Result<(), CudaError> {
         let driver = Arc::clone(self.driver);
         let Shape { n_heads, n_kv_heads, head_dim } = shape;
-        let (store, (_held, rows)) =
-            (Store::new(&driver, shape, keys)?, queries(&driver, shape, q_len, keys)?);
+        let (store, rows) = (Store::new(&driver, shape, keys)?, queries(&driver, shape, q_len, keys)?);
         let frequencies = (0..head_dim / 2).map(|i| 500_000f32.powf(-2.0 * i as f32 / head_dim as f32));
         let rope = Arc::new(RopeTable::new(frequencies.collect(), 1.0, keys));
         let segment = Segment {
@@ -242,7 +242,7 @@ impl<'a> Bench<'a> {
             bound(q_len, 4 * q_len * n_heads * head_dim * keys, 4 * n_kv_heads * head_dim * keys);
         let name = format!("attend.bf16.{kind}.{n_heads}x{head_dim}.{keys}");
         self.measure(name, bound, goal, || {
-            attend::attend(&driver, &rows, &store.cached, &views, scale, out.at(), None)
+            attend::attend(&driver, &rows, &store.cached(), &views, scale, out.span(), None)
         })
     }
 }
@@ -258,14 +258,19 @@ fn bound(rows: usize, operations: usize, bytes: usize) -> (&'static str, Bound) 
 
 /// Keys and values of one layer.
 struct Store {
+    driver: Arc<dyn Driver>,
     #[allow(dead_code, reason = "the table points into them")]
     pages: Vec<Block>,
-    #[allow(dead_code, reason = "the kernels read it")]
     table: Block,
-    cached: Cached,
+    shape: CachedShape,
 }
 
 impl Store {
+    fn cached(&self) -> Cached<'_> {
+        // SAFETY: the table was made for pages of this shape, and both are held for as long as they are lent.
+        unsafe { Cached::new(&self.driver, self.table.at(), self.shape) }
+    }
+
     fn new(driver: &Arc<dyn Driver>, shape: Shape, keys: usize) -> Result<Self, CudaError> {
         let (mut pages, mut entries) = (Vec::new(), Vec::new());
         for page in 0..keys.div_ceil(PAGE) {
@@ -276,23 +281,17 @@ impl Store {
         }
         let table = Block::of(driver, &entries)?;
         let Shape { n_kv_heads, head_dim, .. } = shape;
-        let cached = Cached { pages: table.at(), len: keys, n_kv_heads, head_dim, dtype: Dtype::Bf16 };
-        Ok(Self { pages, table, cached })
+        let shape = CachedShape { len: keys, n_kv_heads, head_dim, dtype: Dtype::Bf16 };
+        Ok(Self { driver: Arc::clone(driver), pages, table, shape })
     }
 }
 
-fn queries(
-    driver: &Arc<dyn Driver>,
-    shape: Shape,
-    q_len: usize,
-    keys: usize,
-) -> Result<(Block, Rows), CudaError> {
+fn queries(driver: &Arc<dyn Driver>, shape: Shape, q_len: usize, keys: usize) -> Result<Rows, CudaError> {
     let Shape { n_heads, head_dim, .. } = shape;
     let elements = random(q_len * n_heads * head_dim, 0);
     let data: Vec<f32> = elements.iter().map(|&x| f32::from_bits(u32::from(x) << 16)).collect();
-    let block = Block::of(driver, &data)?;
-    let rows = Rows { data: block.at(), n_heads, q_len, head_dim, first: keys - q_len };
-    Ok((block, rows))
+    let data = Arc::new(Block::of(driver, &data)?);
+    Ok(Rows { data, n_heads, q_len, head_dim, first: keys - q_len })
 }
 
 /// Bits of `n` bfloat16 numbers of sizes between a half and one, of either sign.

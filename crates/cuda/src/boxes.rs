@@ -5,7 +5,7 @@
 //! than the last large box. Boxes have the type of the keys, so they are exact, also where keys are f32.
 
 use crate::driver::{Address, Arg, Block, CudaError, Driver, Dtype, Launch, Module};
-use crate::paged::{Cached, PageEntry, Rows};
+use crate::paged::{Cached, CachedShape, PageEntry, Rows};
 use crate::top_k::{Found, MOST_KEYS, Voters, top_k, top_k_of};
 use reattention_kernels::{HeadPairing, PAGE, TopKRequest, TopKRule};
 use std::ops::Range;
@@ -88,9 +88,9 @@ impl Boxes {
         self.small.reserve(driver, len * WITHIN, shape)?;
         self.large.reserve(driver, len, shape)?;
         let args = [
-            Arg::Pointer(kv.pages),
-            Arg::Pointer(self.small.at()),
-            Arg::Pointer(self.large.at()),
+            kv.arg(driver)?,
+            self.small.arg(driver)?,
+            self.large.arg(driver)?,
             int(self.first),
             int(self.len),
         ];
@@ -151,6 +151,7 @@ impl Boxes {
         };
         assert_eq!(shape, Shape::of(kv)?, "boxes of other keys");
         let Rows { n_heads, head_dim, .. } = *q;
+        let [_, _] = [self.small.arg(driver)?, self.large.arg(driver)?];
         assert_eq!(head_dim, shape.head_dim, "queries of {head_dim} elements, keys of {}", shape.head_dim);
         assert!(
             n_heads.is_multiple_of(shape.n_kv_heads),
@@ -191,7 +192,7 @@ pub fn variants(head_dims: &[usize]) -> Vec<Vec<(&'static str, i64)>> {
 
 impl Shape {
     fn of(kv: &Cached) -> Result<Self, CudaError> {
-        let Cached { n_kv_heads, head_dim, dtype, .. } = *kv;
+        let CachedShape { n_kv_heads, head_dim, dtype, .. } = kv.shape;
         if !head_dim.is_multiple_of(16) || !(16..=256).contains(&head_dim) {
             let what = format!("heads of {head_dim} elements, only multiples of 16 from 16 to 256");
             return Err(CudaError::Unsupported { what });
@@ -257,6 +258,13 @@ impl Table {
         self.table.as_ref().map_or(0, Block::at)
     }
 
+    /// The table as an argument of a kernel on `driver`.
+    fn arg(&self, driver: &Arc<dyn Driver>) -> Result<Arg, CudaError> {
+        let pages = self.pages.len();
+        let table = self.table.as_ref().map(|table| table.span().arg(driver, pages, size_of::<PageEntry>()));
+        table.unwrap_or(Ok(Arg::Pointer(0)))
+    }
+
     fn bytes(&self) -> usize {
         self.pages.iter().chain(&self.table).map(Block::bytes).sum()
     }
@@ -285,7 +293,7 @@ struct Search<'a> {
     boxes: &'a Boxes,
     shape: Shape,
     q: &'a Rows,
-    kv: &'a Cached,
+    kv: &'a Cached<'a>,
     voters: Voters,
     /// Large boxes searched.
     len: usize,
@@ -327,7 +335,7 @@ impl Search<'_> {
         let group = q.n_heads / shape.n_kv_heads;
         let rows = voters.len() * q.n_heads;
         let queries = [
-            Arg::Pointer(q.data),
+            q.arg(driver)?,
             int(q.n_heads),
             int(group),
             int(self.voters.first + voters.start * self.voters.stride),
@@ -364,7 +372,7 @@ impl Search<'_> {
         // The keys within, and the best of them and of the rest.
         let n = small * SMALL;
         let split = Split::new(driver, rows, n, 256);
-        let (pages, lists) = (Arg::Pointer(kv.pages), best_small.arg());
+        let (pages, lists) = (kv.arg(driver)?, best_small.arg());
         let args = [
             data,
             pages,
@@ -439,9 +447,11 @@ impl Search<'_> {
             launch(driver, "boxes_queries", &shape.defines(NARROW), [rows, 1, 1], QUERY_THREADS, &args)?;
         };
         let q_len = rows / q.n_heads;
-        let rows_of_boxes = Rows { data: vectors.at(), n_heads: q.n_heads, q_len, head_dim, first: 0 };
+        let data = Arc::new(vectors);
+        let rows_of_boxes = Rows { data, n_heads: q.n_heads, q_len, head_dim, first: 0 };
         let Shape { n_kv_heads, dtype, .. } = shape;
-        let as_keys = Cached { pages: table, len, n_kv_heads, head_dim, dtype };
+        // SAFETY: pages of boxes are as wide as those of keys twice as long, and `len` boxes are there.
+        let as_keys = unsafe { Cached::new(driver, table, CachedShape { len, n_kv_heads, head_dim, dtype }) };
         let (pairing, rule) = (HeadPairing::Grouped, TopKRule::Exact);
         let request = TopKRequest { keys: 0..len, k: large, pairing, rule };
         let found = top_k(driver, &rows_of_boxes, &as_keys, &request)?;

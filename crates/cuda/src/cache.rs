@@ -3,7 +3,7 @@
 use crate::boxes::Boxes;
 use crate::driver::{Block, CudaError, Driver, Dtype, Pinned};
 use crate::elementwise::{self, NewRows};
-use crate::paged::{Cached, PageEntry, Rows};
+use crate::paged::{Cached, CachedShape, PageEntry, Rows};
 use crate::segments::{DeviceKeys, DeviceSegment, Views};
 use crate::select::{self, Choice, Selected, Tallies};
 use crate::shared::{Offload, Shared};
@@ -13,7 +13,6 @@ use reattention_kernels::{
     CacheShape, Chosen, ChosenSegment, DeviceCache, DeviceError, DeviceQueries, DeviceType, DeviceView, PAGE,
     Search, Segment, Tensor, TopKRequest, bf16, f16,
 };
-use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -127,22 +126,27 @@ impl Cache {
         self.shape.n_kv_heads * PAGE * self.shape.head_dim * Dtype::from(self.shape.dtype).bytes()
     }
 
-    fn cached(&self, layer: usize) -> Cached {
+    /// What kernels see of a layer, for one call: `driver` is the cache's.
+    fn cached<'a>(&self, layer: usize, driver: &'a Arc<dyn Driver>) -> Cached<'a> {
         let of = &self.layers[layer];
-        Cached {
-            pages: of.table.as_ref().map_or(0, Block::at),
-            len: of.len,
-            n_kv_heads: self.shape.n_kv_heads,
-            head_dim: self.shape.head_dim,
-            dtype: self.shape.dtype.into(),
-        }
+        let CacheShape { n_kv_heads, head_dim, dtype, .. } = self.shape;
+        let shape = CachedShape { len: of.len, n_kv_heads, head_dim, dtype: dtype.into() };
+        // SAFETY: the layer has entries for all its tokens and keeps their pages, and a call that changes them makes this anew.
+        unsafe { Cached::new(driver, of.table.as_ref().map_or(0, Block::at), shape) }
     }
 
-    fn rows(&self, q: &DeviceQueries) -> Rows {
+    fn rows(&self, q: &DeviceQueries) -> Result<Rows, CudaError> {
         let DeviceQueries { n_heads, q_len, first, .. } = *q;
         let head_dim = self.shape.head_dim;
-        assert!(q_len * n_heads * head_dim <= q.data.len, "queries of [{q_len}, {n_heads}, {head_dim}]");
-        Rows { data: q.data.address, n_heads, q_len, head_dim, first }
+        assert!(q_len * n_heads * head_dim <= q.data.len(), "queries of [{q_len}, {n_heads}, {head_dim}]");
+        Ok(Rows { data: Arc::clone(self.shared.floats(q.data)?), n_heads, q_len, head_dim, first })
+    }
+
+    /// What was selected, if this device did it. Views check that the cache holds the tokens.
+    fn selected<'c>(&self, chosen: &'c Chosen) -> Result<&'c Selected, CudaError> {
+        let selected: &Selected = self.shared.own(chosen.memory(), "a selection")?;
+        self.shared.is_own(&selected.count, "a selection")?;
+        Ok(selected)
     }
 
     /// Makes room for `n` more tokens in a layer.
@@ -156,12 +160,13 @@ impl Cache {
             let keys = self.place(false)?;
             let values = self.place(self.shared.offload != Offload::Off)?;
             let entry = PageEntry { keys: keys.at(), values: values.at() };
+            self.enter(layer, page, entry)?;
             let of = &mut self.layers[layer];
             if of.pages.len() <= page {
                 of.pages.resize_with(page + 1, || None);
             }
+            // Only now: a page that is held has its entry.
             of.pages[page] = Some(Page { keys, values });
-            self.enter(layer, page, entry)?;
         }
         Ok(())
     }
@@ -175,7 +180,8 @@ impl Cache {
             }
             _ => {
                 let mut entries: Vec<PageEntry> = of.pages.iter().map(Page::entry).collect();
-                entries.resize((2 * entries.len()).max(FIRST_TABLE), PageEntry::default());
+                entries.resize((2 * (page + 1)).max(FIRST_TABLE), PageEntry::default());
+                entries[page] = entry;
                 of.table = Some(Block::of(&self.shared.driver, &entries)?);
                 Ok(())
             }
@@ -231,10 +237,11 @@ impl Cache {
                 let moved = self.host_block()?;
                 // SAFETY: both blocks are that long; the copy runs before the device's block is given back.
                 unsafe { self.shared.driver.copy(keys, moved.at, bytes)? };
+                let entry = Page::entry(&self.layers[layer].pages[page]);
+                self.enter(layer, page, PageEntry { keys: moved.at, ..entry })?;
+                // Only now, since it gives the device's block back: the table never names memory that is not taken.
                 let slot = self.layers[layer].pages[page].as_mut().expect("held above");
                 slot.keys = Place::Host(moved);
-                let entry = Page::entry(&self.layers[layer].pages[page]);
-                self.enter(layer, page, entry)?;
                 any = true;
             }
             if self.layers.iter().all(|l| page + 1 < l.pages.len()) {
@@ -281,14 +288,20 @@ impl DeviceCache for Cache {
 
     fn append(&mut self, layer: usize, n: usize, keys: &Tensor, values: &Tensor) -> Result<(), DeviceError> {
         let row = self.shape.n_kv_heads * self.shape.head_dim;
-        assert!(n * row <= keys.len && n * row <= values.len, "keys and values of [{n}, {row}]");
-        let grown = self.grow(layer, n);
-        self.check(grown)?;
-        let cached = self.cached(layer);
-        let rows = NewRows { keys: keys.address, values: values.address, stride: row, tokens: n };
-        self.check(elementwise::append(&self.shared.driver, &rows, &cached, cached.len))?;
-        self.layers[layer].len += n;
-        Ok(())
+        assert!(n * row <= keys.len() && n * row <= values.len(), "keys and values of [{n}, {row}]");
+        let mut run = || {
+            let shared = Arc::clone(&self.shared);
+            let (keys, values) = (shared.floats(keys)?.span(), shared.floats(values)?.span());
+            self.grow(layer, n)?;
+            let cached = self.cached(layer, &shared.driver);
+            let rows = NewRows { keys, values, stride: row, tokens: n };
+            // SAFETY: the cache has just grown by the pages of these tokens.
+            unsafe { elementwise::append(&shared.driver, &rows, &cached, cached.len)? };
+            self.layers[layer].len += n;
+            Ok(())
+        };
+        let result = run();
+        self.check(result)
     }
 
     fn truncate(&mut self, n: usize) {
@@ -352,7 +365,8 @@ impl DeviceCache for Cache {
     }
 
     fn search(&mut self, layer: usize, q: &DeviceQueries, search: &Search) -> Result<Chosen, DeviceError> {
-        let (rows, cached) = (self.rows(q), self.cached(layer));
+        let shared = Arc::clone(&self.shared);
+        let (rows, cached) = (self.check(self.rows(q))?, self.cached(layer, &shared.driver));
         let voters = Voters { first: search.first_voter, stride: search.voter_stride };
         let choice = Choice {
             vote: search.vote,
@@ -362,7 +376,7 @@ impl DeviceCache for Cache {
             after: search.offsets.end,
             middle: search.request.keys.clone(),
         };
-        let driver = &self.shared.driver;
+        let driver = &shared.driver;
         let request = &search.request;
         let found = match search.boxes {
             None => top_k_of(driver, &rows, voters, &cached, request),
@@ -373,15 +387,15 @@ impl DeviceCache for Cache {
         let found = self.check(found)?;
         let tallies = match &mut self.tallies {
             Some(tallies) => tallies,
-            none => none.insert(Tallies::new(driver).map_err(|error| self.shared.error(error))?),
+            none => none.insert(Tallies::new(driver).map_err(|error| shared.error(error))?),
         };
         let selected = select::select(driver, &found, &choice, tallies);
         let selected = self.check(selected)?;
-        Ok(Chosen { most: selected.capacity, memory: Box::new(selected) })
+        Ok(Chosen::new(selected.capacity, Box::new(selected)))
     }
 
     fn chosen(&self, chosen: &Chosen) -> Result<Vec<u32>, DeviceError> {
-        self.check(selected(chosen).read())
+        self.check(self.selected(chosen).and_then(Selected::read))
     }
 
     fn chosen_most(&self) -> Result<usize, DeviceError> {
@@ -397,35 +411,38 @@ impl DeviceCache for Cache {
         out: &mut Tensor,
         records: bool,
     ) -> Result<(), DeviceError> {
-        let (rows, cached) = (self.rows(q), self.cached(layer));
+        let shared = Arc::clone(&self.shared);
+        let (rows, cached) = (self.check(self.rows(q))?, self.cached(layer, &shared.driver));
         assert!(
-            rows.q_len * rows.n_heads * rows.head_dim <= out.len,
+            rows.q_len * rows.n_heads * rows.head_dim <= out.len(),
             "attention of [{}, {}]",
             rows.q_len,
             rows.n_heads
         );
-        let driver = Arc::clone(&self.shared.driver);
+        let driver = &shared.driver;
         let mut run = || {
-            let segment = |s: &Segment| DeviceSegment::new(&driver, &self.shared.ropes, s);
+            let out = shared.floats(out)?.span();
+            let segment = |s: &Segment| DeviceSegment::new(driver, &shared.ropes, s);
             let list = |list: &Vec<Segment>| list.iter().map(segment).collect::<Result<Vec<_>, _>>();
             let mut lists = view.segments.iter().map(list).collect::<Result<Vec<_>, _>>()?;
             if let Some(chosen) = &view.chosen {
-                insert(chosen, &mut lists[0]);
+                insert(chosen, self.selected(chosen.tokens)?, &mut lists[0]);
             }
-            let views = Views::new(&driver, lists)?;
+            let views = Views::new(driver, lists)?;
             if !records {
-                return attend::attend(&driver, &rows, &cached, &views, scale, out.address, None);
+                return attend::attend(driver, &rows, &cached, &views, scale, out, None);
             }
-            let lse = Block::new(&driver, rows.q_len * rows.n_heads * size_of::<f32>())?;
-            attend::attend(&driver, &rows, &cached, &views, scale, out.address, Some(lse.at()))?;
+            let lse = Block::new(driver, rows.q_len * rows.n_heads * size_of::<f32>())?;
+            attend::attend(driver, &rows, &cached, &views, scale, out, Some(lse.span()))?;
             if rows.q_len > 1 || views.lists().len() > 1 {
-                let by_head = key_mass::key_mass(&driver, &rows, &cached, &views, scale, lse.at())?.read()?;
+                let by_head =
+                    key_mass::key_mass(driver, &rows, &cached, &views, scale, lse.span())?.read()?;
                 add_known(&mut self.known_mass, view.segments, &by_head);
                 return Ok(());
             }
             let bytes = cached.len * size_of::<f32>();
             if self.mass.as_ref().is_none_or(|mass| mass.bytes() < bytes) {
-                let grown = Block::zeroed(&driver, bytes.next_power_of_two())?;
+                let grown = Block::zeroed(driver, bytes.next_power_of_two())?;
                 if let Some(mass) = &self.mass {
                     // SAFETY: the new block is longer.
                     unsafe { driver.copy(mass.at(), grown.at(), mass.bytes())? };
@@ -433,7 +450,7 @@ impl DeviceCache for Cache {
                 self.mass = Some(grown);
             }
             let mass = self.mass.as_ref().expect("made above");
-            key_mass::add_mass_of_tokens(&driver, &rows, &cached, &views, scale, lse.at(), mass.at())
+            key_mass::add_mass_of_tokens(driver, &rows, &cached, &views, scale, lse.span(), mass.span())
         };
         let result = run();
         self.check(result)
@@ -475,19 +492,16 @@ fn add_known(mass: &mut Vec<f32>, views: &[Vec<Segment>], by_head: &[Vec<f32>]) 
 }
 
 /// Gives the segment of the tokens chosen its keys, and moves what stands behind them.
-fn insert(chosen: &ChosenSegment, segments: &mut [DeviceSegment]) {
-    let found = selected(chosen.tokens);
-    let count = found.count.at();
-    segments[chosen.index].keys =
-        DeviceKeys::Counted { tokens: found.tokens.at(), count, capacity: found.capacity };
+fn insert(chosen: &ChosenSegment, found: &Selected, segments: &mut [DeviceSegment]) {
+    let Selected { tokens, count, capacity, end } = found;
+    segments[chosen.index].keys = DeviceKeys::Counted {
+        tokens: Arc::clone(tokens),
+        count: Arc::clone(count),
+        capacity: *capacity,
+        end: *end,
+    };
     if chosen.moves {
-        segments.iter_mut().for_each(|s| s.query_shift = Some(count));
-        segments[chosen.index + 1..].iter_mut().for_each(|s| s.key_shift = Some(count));
+        segments.iter_mut().for_each(|s| s.query_shift = Some(Arc::clone(count)));
+        segments[chosen.index + 1..].iter_mut().for_each(|s| s.key_shift = Some(Arc::clone(count)));
     }
-}
-
-/// What was selected, as this kind of device keeps it.
-fn selected(chosen: &Chosen) -> &Selected {
-    let memory: &dyn Any = chosen.memory.as_ref();
-    memory.downcast_ref().expect("a selection of another kind of device")
 }

@@ -1,14 +1,13 @@
 //! [`Device`] on CUDA: weights and hidden states.
 
 use crate::cache::Cache;
-use crate::driver::{Address, Block, CudaError, Dtype, Product};
+use crate::driver::{Block, CudaError, Dtype, Product};
 use crate::elementwise as kernels;
 use crate::{Cuda, Offload};
 use reattention_kernels::{
     Backend, CacheShape, Device, DeviceCache, DeviceError, DeviceMatrix, DeviceType, KvRoom, PAGE, Tensor,
     bf16, f16,
 };
-use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -29,7 +28,7 @@ struct Weights {
 }
 
 impl Cuda {
-    fn check<T>(&self, result: Result<T, CudaError>) -> Result<T, DeviceError> {
+    pub(crate) fn check<T>(&self, result: Result<T, CudaError>) -> Result<T, DeviceError> {
         result.map_err(|error| self.shared.error(error))
     }
 
@@ -41,8 +40,8 @@ impl Cuda {
         dtype: DeviceType,
         row: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Result<DeviceMatrix, CudaError> {
-        let block = Block::new(&self.shared.driver, rows * cols * dtype.bytes())?;
         let row_bytes = cols * dtype.bytes();
+        let block = Block::new(&self.shared.driver, rows.saturating_mul(row_bytes))?;
         let mut bytes = vec![0; MATRIX_ROWS.min(rows) * row_bytes];
         for first in (0..rows).step_by(MATRIX_ROWS) {
             let bytes = &mut bytes[..MATRIX_ROWS.min(rows - first) * row_bytes];
@@ -61,48 +60,51 @@ impl Cuda {
             block.write(first * row_bytes, bytes)?;
         }
         let memory = Box::new(Weights { block, dtype: dtype.into() });
-        Ok(DeviceMatrix { rows, cols, memory })
+        Ok(DeviceMatrix::new(rows, cols, memory))
     }
 
     /// `y = x · wᵀ + bias` with everything on the device.
-    pub(crate) fn product(
+    fn product(
         &self,
-        x: Address,
+        x: &Tensor,
         rows: usize,
         w: &DeviceMatrix,
-        bias: Option<Address>,
-        y: Address,
+        bias: Option<&Tensor>,
+        y: &Tensor,
     ) -> Result<(), CudaError> {
-        let (weights, driver) = (weights(w), &self.shared.driver);
-        let product = |x| Product {
-            rows,
-            inputs: w.cols,
-            outputs: w.rows,
-            dtype: weights.dtype,
-            x,
-            w: weights.block.at(),
-            y,
-        };
+        let (weights, driver) = (self.weights(w)?, &self.shared.driver);
+        let (inputs, outputs) = (w.cols(), w.rows());
+        let (x, y) = (self.shared.floats(x)?, self.shared.floats(y)?);
+        let product =
+            |x| Product { rows, inputs, outputs, dtype: weights.dtype, x, w: weights.block.at(), y: y.at() };
         match weights.dtype {
-            // SAFETY: the tensors have the shapes that the caller has checked.
-            Dtype::F32 => unsafe { driver.multiply(&product(x))? },
-            dtype => self.shared.with_inputs(rows * w.cols * dtype.bytes(), |inputs| {
-                kernels::to_element(driver, x, inputs.at(), rows * w.cols, dtype)?;
-                // SAFETY: as above; `inputs` holds as many elements as were just written.
-                unsafe { driver.multiply(&product(inputs.at())) }
+            // SAFETY: the tensors have the shapes that the caller has checked, and all are this device's.
+            Dtype::F32 => unsafe { driver.multiply(&product(x.at()))? },
+            dtype => self.shared.with_inputs(rows * inputs * dtype.bytes(), |rounded| {
+                kernels::to_element(driver, x.span(), rounded.span(), rows * inputs, dtype)?;
+                // SAFETY: as above; `rounded` holds as many elements as were just written.
+                unsafe { driver.multiply(&product(rounded.at())) }
             })?,
         }
         match bias {
-            Some(bias) => kernels::add_bias(driver, y, bias, rows, w.rows),
+            Some(bias) => {
+                kernels::add_bias(driver, y.span(), self.shared.floats(bias)?.span(), rows, outputs)
+            }
             None => Ok(()),
         }
     }
-}
 
-/// What a matrix is on this kind of device.
-fn weights(w: &DeviceMatrix) -> &Weights {
-    let memory: &dyn Any = w.memory.as_ref();
-    memory.downcast_ref().expect("a matrix of another kind of device")
+    /// What a matrix is on this kind of device, if this one made it.
+    fn weights<'w>(&self, w: &'w DeviceMatrix) -> Result<&'w Weights, CudaError> {
+        let weights: &Weights = self.shared.own(w.memory(), "a matrix")?;
+        self.shared.is_own(&weights.block, "a matrix")?;
+        Ok(weights)
+    }
+
+    /// The memory of a tensor of this device.
+    fn floats<'t>(&self, tensor: &'t Tensor) -> Result<&'t Block, CudaError> {
+        self.shared.floats(tensor).map(Arc::as_ref)
+    }
 }
 
 impl Device for Cuda {
@@ -137,28 +139,19 @@ impl Device for Cuda {
     }
 
     fn tensor(&self, len: usize) -> Result<Tensor, DeviceError> {
-        let block = self.check(Block::new(&self.shared.driver, len * size_of::<f32>()))?;
-        Ok(Tensor { address: block.at(), len, memory: Box::new(block) })
+        self.check(self.shared.tensor(len))
     }
 
     fn write(&self, to: &mut Tensor, data: &[f32]) -> Result<(), DeviceError> {
-        assert!(data.len() <= to.len, "{} elements into {}", data.len(), to.len);
-        if data.is_empty() {
-            return Ok(());
-        }
-        // SAFETY: the tensor is that long.
-        self.check(unsafe { self.shared.driver.upload(bytemuck::cast_slice(data), to.address) })
+        assert!(data.len() <= to.len(), "{} elements into {}", data.len(), to.len());
+        self.check(self.floats(to).and_then(|block| block.write(0, data)))
     }
 
     fn read(&self, from: &Tensor, elements: Range<usize>) -> Result<Vec<f32>, DeviceError> {
-        assert!(elements.end <= from.len, "elements {elements:?} of {}", from.len);
-        let mut data = vec![0.0f32; elements.len()];
-        if !data.is_empty() {
-            let start = from.address + (elements.start * size_of::<f32>()) as u64;
-            // SAFETY: the elements lie within the tensor.
-            self.check(unsafe { self.shared.driver.download(start, bytemuck::cast_slice_mut(&mut data)) })?;
-        }
-        Ok(data)
+        let Range { start, end } = elements;
+        assert!(start <= end && end <= from.len(), "elements {start}..{end} of {}", from.len());
+        let read = |block: &Block| block.read(start * size_of::<f32>(), end - start);
+        self.check(self.floats(from).and_then(read))
     }
 
     fn matrix(
@@ -172,12 +165,16 @@ impl Device for Cuda {
     }
 
     fn embed(&self, table: &DeviceMatrix, ids: &[u32], out: &mut Tensor) -> Result<(), DeviceError> {
-        assert!(ids.len() * table.cols <= out.len, "{} rows of {} into {}", ids.len(), table.cols, out.len);
+        let (n, cols) = (ids.len(), table.cols());
+        assert!(n * cols <= out.len(), "{n} rows of {cols} into {}", out.len());
+        assert!(ids.iter().all(|&id| (id as usize) < table.rows()), "embed: an id beyond {}", table.rows());
         let run = || {
-            let (weights, driver) = (weights(table), &self.shared.driver);
-            let ids_there = Block::of(driver, ids)?;
-            let from = weights.block.at();
-            kernels::embed(driver, from, weights.dtype, ids_there.at(), out.address, ids.len(), table.cols)
+            let (weights, driver) = (self.weights(table)?, &self.shared.driver);
+            let (there, out) = (Block::of(driver, ids)?, self.floats(out)?);
+            // SAFETY: the table has `table.rows()` rows, which all ids are below.
+            unsafe {
+                kernels::embed(driver, weights.block.span(), weights.dtype, there.span(), out.span(), n, cols)
+            }
         };
         self.check(run())
     }
@@ -191,14 +188,16 @@ impl Device for Cuda {
         y: &mut Tensor,
     ) -> Result<(), DeviceError> {
         assert!(
-            rows * w.cols <= x.len && rows * w.rows <= y.len && bias.is_none_or(|b| b.len == w.rows),
+            rows * w.cols() <= x.len()
+                && rows * w.rows() <= y.len()
+                && bias.is_none_or(|b| b.len() == w.rows()),
             "linear: {rows} rows of {} into {}, {} x {}",
-            x.len,
-            y.len,
-            w.rows,
-            w.cols
+            x.len(),
+            y.len(),
+            w.rows(),
+            w.cols()
         );
-        self.check(self.product(x.address, rows, w, bias.map(|b| b.address), y.address))
+        self.check(self.product(x, rows, w, bias, y))
     }
 
     fn rms_norm(
@@ -209,10 +208,13 @@ impl Device for Cuda {
         eps: f32,
         y: &mut Tensor,
     ) -> Result<(), DeviceError> {
-        let n = weight.len;
-        assert!(rows * n <= x.len && rows * n <= y.len, "rms_norm: {rows} rows of {n} in {}", x.len);
-        let driver = &self.shared.driver;
-        self.check(kernels::rms_norm(driver, x.address, weight.address, y.address, rows, n, eps))
+        let n = weight.len();
+        assert!(rows * n <= x.len() && rows * n <= y.len(), "rms_norm: {rows} rows of {n} in {}", x.len());
+        let run = || {
+            let (x, weight, y) = (self.floats(x)?, self.floats(weight)?, self.floats(y)?);
+            kernels::rms_norm(&self.shared.driver, x.span(), weight.span(), y.span(), rows, n, eps)
+        };
+        self.check(run())
     }
 
     fn rms_norm_within(
@@ -222,28 +224,40 @@ impl Device for Cuda {
         weight: &Tensor,
         eps: f32,
     ) -> Result<(), DeviceError> {
-        let n = weight.len;
-        assert!(rows * n <= x.len, "rms_norm: {rows} rows of {n} in {}", x.len);
-        let driver = &self.shared.driver;
-        self.check(kernels::rms_norm(driver, x.address, weight.address, x.address, rows, n, eps))
+        let n = weight.len();
+        assert!(rows * n <= x.len(), "rms_norm: {rows} rows of {n} in {}", x.len());
+        let run = || {
+            let (x, weight) = (self.floats(x)?, self.floats(weight)?);
+            kernels::rms_norm(&self.shared.driver, x.span(), weight.span(), x.span(), rows, n, eps)
+        };
+        self.check(run())
     }
 
     fn silu_mul(&self, gate: &mut Tensor, up: &Tensor, len: usize) -> Result<(), DeviceError> {
-        assert!(len <= gate.len && len <= up.len, "silu_mul: {len} of {} and {}", gate.len, up.len);
-        self.check(kernels::silu_mul(&self.shared.driver, gate.address, up.address, len))
+        assert!(len <= gate.len() && len <= up.len(), "silu_mul: {len} of {} and {}", gate.len(), up.len());
+        let run = || {
+            let (gate, up) = (self.floats(gate)?, self.floats(up)?);
+            kernels::silu_mul(&self.shared.driver, gate.span(), up.span(), len)
+        };
+        self.check(run())
     }
 
     fn add(&self, y: &mut Tensor, x: &Tensor, len: usize) -> Result<(), DeviceError> {
-        assert!(len <= y.len && len <= x.len, "add: {len} of {} and {}", y.len, x.len);
-        self.check(kernels::add(&self.shared.driver, y.address, x.address, len))
+        assert!(len <= y.len() && len <= x.len(), "add: {len} of {} and {}", y.len(), x.len());
+        let run = || {
+            let (y, x) = (self.floats(y)?, self.floats(x)?);
+            kernels::add(&self.shared.driver, y.span(), x.span(), len)
+        };
+        self.check(run())
     }
 
     fn scale_rows(&self, x: &mut Tensor, cols: usize, factors: &[f32]) -> Result<(), DeviceError> {
-        assert!(factors.len() * cols <= x.len, "scale_rows: {} rows of {cols} in {}", factors.len(), x.len);
+        let rows = factors.len();
+        assert!(rows * cols <= x.len(), "scale_rows: {rows} rows of {cols} in {}", x.len());
         let run = || {
             let driver = &self.shared.driver;
             let there = Block::of(driver, factors)?;
-            kernels::scale_rows(driver, x.address, there.at(), factors.len(), cols)
+            kernels::scale_rows(driver, self.floats(x)?.span(), there.span(), rows, cols)
         };
         self.check(run())
     }
@@ -251,25 +265,28 @@ impl Device for Cuda {
     fn pick(&self, x: &Tensor, cols: usize, rows: &[u32], out: &mut Tensor) -> Result<(), DeviceError> {
         let last = rows.iter().max().map_or(0, |&r| r as usize + 1);
         assert!(
-            last * cols <= x.len && rows.len() * cols <= out.len,
+            last * cols <= x.len() && rows.len() * cols <= out.len(),
             "pick: row {last} of {} / {cols}",
-            x.len
+            x.len()
         );
         let run = || {
             let driver = &self.shared.driver;
-            let there = Block::of(driver, rows)?;
-            kernels::gather_rows(driver, x.address, there.at(), out.address, rows.len(), cols)
+            let (there, x, out) = (Block::of(driver, rows)?, self.floats(x)?, self.floats(out)?);
+            // SAFETY: `x` has the last row asked for.
+            unsafe { kernels::gather_rows(driver, x.span(), there.span(), out.span(), rows.len(), cols) }
         };
         self.check(run())
     }
 
     fn losses(&self, logits: &Tensor, vocab: usize, targets: &[u32]) -> Result<Vec<f32>, DeviceError> {
-        assert!(targets.len() * vocab <= logits.len, "losses: {} rows of {vocab}", targets.len());
+        assert!(targets.len() * vocab <= logits.len(), "losses: {} rows of {vocab}", targets.len());
         assert!(targets.iter().all(|&t| (t as usize) < vocab), "losses: a target beyond {vocab}");
         let run = || {
             let driver = &self.shared.driver;
             let (there, out) = (Block::of(driver, targets)?, Block::new(driver, size_of_val(targets))?);
-            kernels::losses(driver, logits.address, there.at(), out.at(), targets.len(), vocab)?;
+            let logits = self.floats(logits)?.span();
+            // SAFETY: every target is below `vocab`.
+            unsafe { kernels::losses(driver, logits, there.span(), out.span(), targets.len(), vocab)? };
             out.read(0, targets.len())
         };
         self.check(run())

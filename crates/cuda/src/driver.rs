@@ -65,6 +65,16 @@ pub enum CudaError {
         /// What is not served.
         what: String,
     },
+    /// Memory was given to a device that is not its own.
+    #[error(
+        "{what} of another device, or of none, was given to {device}; a tensor works on the device that made it"
+    )]
+    Foreign {
+        /// What it was taken for.
+        what: &'static str,
+        /// The device.
+        device: String,
+    },
     /// A call failed.
     #[error("{call} failed: {reason}")]
     Call {
@@ -189,7 +199,12 @@ pub struct Pinned {
 }
 
 /// One device and the order in which it works: calls take effect one after another, also between threads.
-pub trait Driver: Send + Sync + Debug {
+///
+/// # Safety
+/// Blocks and whatever stands on them go by what a driver says: memory that [`Driver::alloc`] and [`Driver::alloc_pinned`] give is
+/// taken, as long as was asked for and nobody else's until it is given back, and the other functions touch what they are told to
+/// and nothing else.
+pub unsafe trait Driver: Send + Sync + Debug {
     /// What the device is.
     fn facts(&self) -> &Facts;
 
@@ -358,6 +373,21 @@ impl Block {
         Arg::Pointer(self.at)
     }
 
+    /// All of it, as functions that start kernels take it.
+    pub fn span(&self) -> Span<'_> {
+        Span { block: self, from: 0 }
+    }
+
+    /// Whether it is memory of this device.
+    pub fn is_of(&self, driver: &Arc<dyn Driver>) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.driver), Arc::as_ptr(driver))
+    }
+
+    fn check(&self, from: usize, bytes: usize) {
+        let end = from.checked_add(bytes);
+        assert!(end.is_some_and(|end| end <= self.bytes), "{bytes} bytes at {from} of {}", self.bytes);
+    }
+
     /// Overwrites what starts at byte `from`.
     ///
     /// # Errors
@@ -367,7 +397,7 @@ impl Block {
     /// If the data reach beyond the end.
     pub fn write<T: bytemuck::Pod>(&self, from: usize, data: &[T]) -> Result<(), CudaError> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        assert!(from + bytes.len() <= self.bytes, "{} bytes at {from} of {}", bytes.len(), self.bytes);
+        self.check(from, bytes.len());
         if bytes.is_empty() {
             return Ok(());
         }
@@ -385,7 +415,7 @@ impl Block {
     pub fn read<T: bytemuck::Pod>(&self, from: usize, len: usize) -> Result<Vec<T>, CudaError> {
         let mut data = vec![T::zeroed(); len];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut data);
-        assert!(from + bytes.len() <= self.bytes, "{} bytes at {from} of {}", bytes.len(), self.bytes);
+        self.check(from, bytes.len());
         if !bytes.is_empty() {
             // SAFETY: the range lies within the block.
             unsafe { self.driver.download(self.at + from as u64, bytes)? };
@@ -400,5 +430,39 @@ impl Drop for Block {
             // SAFETY: the block took the memory and is its only owner.
             unsafe { self.driver.free(self.at) };
         }
+    }
+}
+
+/// A block from some byte on: an address that knows how much lies behind it, and whose it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    block: &'a Block,
+    from: usize,
+}
+
+impl Span<'_> {
+    /// What is left of it `bytes` bytes further on; nothing, beyond the end.
+    #[must_use]
+    pub fn skip(self, bytes: usize) -> Self {
+        Self { from: self.from.saturating_add(bytes).min(self.block.bytes), ..self }
+    }
+
+    /// As an argument of a kernel on `driver` that reads or writes `count` elements of `size` bytes.
+    ///
+    /// # Errors
+    /// When it is memory of another device.
+    ///
+    /// # Panics
+    /// If it holds fewer.
+    pub(crate) fn arg(self, driver: &Arc<dyn Driver>, count: usize, size: usize) -> Result<Arg, CudaError> {
+        if !self.block.is_of(driver) {
+            return Err(CudaError::Foreign { what: "memory", device: driver.facts().name.clone() });
+        }
+        let left = self.block.bytes - self.from;
+        assert!(
+            count.checked_mul(size).is_some_and(|bytes| bytes <= left),
+            "{count} elements of {size} bytes in {left} bytes"
+        );
+        Ok(Arg::Pointer(self.block.at + self.from as u64))
     }
 }

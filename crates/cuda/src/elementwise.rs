@@ -1,9 +1,9 @@
 //! What stands between the products of a layer, and what is asked of logits.
 //!
-//! Matrices are row-major and without gaps; all are f32 where nothing else is said. Addresses are taken at their word: what
-//! they announce must be taken, on boundaries of the type.
+//! Matrices are row-major and without gaps; all are f32 where nothing else is said, and start on boundaries of their type. Spans of
+//! memory know their length and their device: a matrix that does not fit in one panics, and one of another device is refused.
 
-use crate::driver::{Address, Arg, CudaError, Driver, Dtype, Launch, Module};
+use crate::driver::{Arg, CudaError, Driver, Dtype, Launch, Module, Span};
 use crate::paged::Cached;
 use std::sync::Arc;
 
@@ -32,14 +32,15 @@ const SHORT: usize = 512;
 /// When the device fails.
 pub fn rms_norm(
     driver: &Arc<dyn Driver>,
-    x: Address,
-    weight: Address,
-    y: Address,
+    x: Span,
+    weight: Span,
+    y: Span,
     rows: usize,
     n: usize,
     eps: f32,
 ) -> Result<(), CudaError> {
-    let mut args = vec![Arg::Pointer(x), Arg::Pointer(weight), Arg::Pointer(y), int(n)?, Arg::Float(eps)];
+    let (x, y) = (floats(driver, x, rows, n)?, floats(driver, y, rows, n)?);
+    let mut args = vec![x, floats(driver, weight, 1, n)?, y, int(n)?, Arg::Float(eps)];
     if n > SHORT {
         return run(driver, Dtype::Bf16, "rms_norm", rows, &args);
     }
@@ -51,8 +52,8 @@ pub fn rms_norm(
 ///
 /// # Errors
 /// When the device fails.
-pub fn silu_mul(driver: &Arc<dyn Driver>, gate: Address, up: Address, n: usize) -> Result<(), CudaError> {
-    let args = [Arg::Pointer(gate), Arg::Pointer(up), long(n)];
+pub fn silu_mul(driver: &Arc<dyn Driver>, gate: Span, up: Span, n: usize) -> Result<(), CudaError> {
+    let args = [floats(driver, gate, 1, n)?, floats(driver, up, 1, n)?, long(n)];
     run(driver, Dtype::Bf16, "silu_mul", blocks(driver, n), &args)
 }
 
@@ -60,8 +61,9 @@ pub fn silu_mul(driver: &Arc<dyn Driver>, gate: Address, up: Address, n: usize) 
 ///
 /// # Errors
 /// When the device fails.
-pub fn add(driver: &Arc<dyn Driver>, y: Address, x: Address, n: usize) -> Result<(), CudaError> {
-    run(driver, Dtype::Bf16, "add", blocks(driver, n), &[Arg::Pointer(y), Arg::Pointer(x), long(n)])
+pub fn add(driver: &Arc<dyn Driver>, y: Span, x: Span, n: usize) -> Result<(), CudaError> {
+    let args = [floats(driver, y, 1, n)?, floats(driver, x, 1, n)?, long(n)];
+    run(driver, Dtype::Bf16, "add", blocks(driver, n), &args)
 }
 
 /// Adds `bias: [n]` to each row of `y: [rows, n]`.
@@ -70,12 +72,13 @@ pub fn add(driver: &Arc<dyn Driver>, y: Address, x: Address, n: usize) -> Result
 /// When the device fails.
 pub fn add_bias(
     driver: &Arc<dyn Driver>,
-    y: Address,
-    bias: Address,
+    y: Span,
+    bias: Span,
     rows: usize,
     n: usize,
 ) -> Result<(), CudaError> {
-    run(driver, Dtype::Bf16, "add_bias", rows, &[Arg::Pointer(y), Arg::Pointer(bias), int(n)?])
+    let args = [floats(driver, y, rows, n)?, floats(driver, bias, 1, n)?, int(n)?];
+    run(driver, Dtype::Bf16, "add_bias", rows, &args)
 }
 
 /// Multiplies row `i` of `x: [rows, n]` with `factors[i]`.
@@ -84,12 +87,13 @@ pub fn add_bias(
 /// When the device fails.
 pub fn scale_rows(
     driver: &Arc<dyn Driver>,
-    x: Address,
-    factors: Address,
+    x: Span,
+    factors: Span,
     rows: usize,
     n: usize,
 ) -> Result<(), CudaError> {
-    run(driver, Dtype::Bf16, "scale_rows", rows, &[Arg::Pointer(x), Arg::Pointer(factors), int(n)?])
+    let args = [floats(driver, x, rows, n)?, floats(driver, factors, 1, rows)?, int(n)?];
+    run(driver, Dtype::Bf16, "scale_rows", rows, &args)
 }
 
 /// The nearest `dtype` of each of `n` numbers, as products and kernels take them.
@@ -98,86 +102,95 @@ pub fn scale_rows(
 /// When the device fails.
 pub fn to_element(
     driver: &Arc<dyn Driver>,
-    x: Address,
-    y: Address,
+    x: Span,
+    y: Span,
     n: usize,
     dtype: Dtype,
 ) -> Result<(), CudaError> {
-    run(driver, dtype, "to_element", blocks(driver, n), &[Arg::Pointer(x), Arg::Pointer(y), long(n)])
+    let args = [floats(driver, x, 1, n)?, y.arg(driver, n, dtype.bytes())?, long(n)];
+    run(driver, dtype, "to_element", blocks(driver, n), &args)
 }
 
-/// Rows `ids: [rows]` (u32) of `table: [vocabulary, n]` in `dtype`, to `y: [rows, n]`. The ids are below `vocabulary`.
+/// Rows `ids: [rows]` (u32) of `table: [vocabulary, n]` in `dtype`, to `y: [rows, n]`.
 ///
 /// # Errors
 /// When the device fails.
-pub fn embed(
+///
+/// # Safety
+/// The ids are below `vocabulary`, and the table has so many rows.
+pub unsafe fn embed(
     driver: &Arc<dyn Driver>,
-    table: Address,
+    table: Span,
     dtype: Dtype,
-    ids: Address,
-    y: Address,
+    ids: Span,
+    y: Span,
     rows: usize,
     n: usize,
 ) -> Result<(), CudaError> {
-    run(driver, dtype, "embed", rows, &[Arg::Pointer(table), Arg::Pointer(ids), Arg::Pointer(y), int(n)?])
+    let (table, ids) = (table.arg(driver, 0, dtype.bytes())?, ids.arg(driver, rows, size_of::<u32>())?);
+    run(driver, dtype, "embed", rows, &[table, ids, floats(driver, y, rows, n)?, int(n)?])
 }
 
 /// Rows `ids: [rows]` (u32) of `x`, whose rows have `n` numbers, to `y: [rows, n]`.
 ///
 /// # Errors
 /// When the device fails.
-pub fn gather_rows(
+///
+/// # Safety
+/// `x` has all these rows.
+pub unsafe fn gather_rows(
     driver: &Arc<dyn Driver>,
-    x: Address,
-    ids: Address,
-    y: Address,
+    x: Span,
+    ids: Span,
+    y: Span,
     rows: usize,
     n: usize,
 ) -> Result<(), CudaError> {
-    let args = [Arg::Pointer(x), Arg::Pointer(ids), Arg::Pointer(y), int(n)?];
-    run(driver, Dtype::Bf16, "gather_rows", rows, &args)
+    let (x, ids) = (floats(driver, x, 0, n)?, ids.arg(driver, rows, size_of::<u32>())?);
+    run(driver, Dtype::Bf16, "gather_rows", rows, &[x, ids, floats(driver, y, rows, n)?, int(n)?])
 }
 
 /// New keys and values of one layer.
 #[derive(Clone, Copy, Debug)]
-pub struct NewRows {
+pub struct NewRows<'a> {
     /// Raw keys, each token's `[n_kv_heads, head_dim]`, in f32.
-    pub keys: Address,
+    pub keys: Span<'a>,
     /// Values, alike.
-    pub values: Address,
+    pub values: Span<'a>,
     /// Numbers from one token to the next, in both.
     pub stride: usize,
     /// Tokens.
     pub tokens: usize,
 }
 
-/// Writes `rows` to the pages of `cached`, the first at token `first`. The pages are there.
+/// Writes `rows` to the pages of `cached`, the first at token `first`.
 ///
 /// # Errors
 /// When the device fails, or rows do not start on boundaries of four numbers.
-pub fn append(
+///
+/// # Safety
+/// The pages of these tokens are there.
+pub unsafe fn append(
     driver: &Arc<dyn Driver>,
     rows: &NewRows,
     cached: &Cached,
     first: usize,
 ) -> Result<(), CudaError> {
     let NewRows { keys, values, stride, tokens } = *rows;
-    if !(keys | values).is_multiple_of(16) || !stride.is_multiple_of(4) || !cached.head_dim.is_multiple_of(4)
-    {
+    let width = cached.n_kv_heads * cached.head_dim;
+    // The last row may end where the memory does.
+    let reach = tokens.checked_sub(1).map_or(0, |gaps| gaps.saturating_mul(stride).saturating_add(width));
+    let (keys, values) = (floats(driver, keys, 1, reach)?, floats(driver, values, 1, reach)?);
+    let on_boundary = |arg| matches!(arg, Arg::Pointer(at) if at.is_multiple_of(16));
+    let strides = stride.is_multiple_of(4) && cached.head_dim.is_multiple_of(4);
+    if !on_boundary(keys) || !on_boundary(values) || !strides {
         return Err(CudaError::Unsupported {
-            what: format!("keys at {keys:#x} and values at {values:#x}, {stride} numbers a token"),
+            what: format!("keys {keys:?} and values {values:?}, {stride} numbers a token"),
         });
     }
-    let numbers = tokens * cached.n_kv_heads * cached.head_dim;
-    let args = [
-        Arg::Pointer(keys),
-        Arg::Pointer(values),
-        Arg::Pointer(cached.pages),
-        int(first)?,
-        int(tokens)?,
-        int(cached.n_kv_heads)?,
-        int(stride)?,
-    ];
+    let numbers = tokens * width;
+    let args =
+        [keys, values, cached.arg(driver)?, int(first)?, int(tokens)?, int(cached.n_kv_heads)?, int(stride)?];
     let defines = defines(cached.dtype, Some(cached.head_dim));
     start(driver, &defines, "append", blocks(driver, numbers), &args)
 }
@@ -187,31 +200,34 @@ pub fn append(
 ///
 /// # Errors
 /// When the device fails.
-pub fn argmax(
-    driver: &Arc<dyn Driver>,
-    x: Address,
-    y: Address,
-    rows: usize,
-    n: usize,
-) -> Result<(), CudaError> {
-    run(driver, Dtype::Bf16, "argmax", rows, &[Arg::Pointer(x), Arg::Pointer(y), int(n)?])
+pub fn argmax(driver: &Arc<dyn Driver>, x: Span, y: Span, rows: usize, n: usize) -> Result<(), CudaError> {
+    let args = [floats(driver, x, rows, n)?, y.arg(driver, rows, size_of::<u32>())?, int(n)?];
+    run(driver, Dtype::Bf16, "argmax", rows, &args)
 }
 
-/// How badly each row of `x: [rows, n]` foresees its target, `targets: [rows]` (u32, below `n`): `-log softmax(x)[target]`, to
-/// `y: [rows]`.
+/// How badly each row of `x: [rows, n]` foresees its target, `targets: [rows]` (u32): `-log softmax(x)[target]`, to `y: [rows]`.
 ///
 /// # Errors
 /// When the device fails.
-pub fn losses(
+///
+/// # Safety
+/// The targets are below `n`.
+pub unsafe fn losses(
     driver: &Arc<dyn Driver>,
-    x: Address,
-    targets: Address,
-    y: Address,
+    x: Span,
+    targets: Span,
+    y: Span,
     rows: usize,
     n: usize,
 ) -> Result<(), CudaError> {
-    let args = [Arg::Pointer(x), Arg::Pointer(targets), Arg::Pointer(y), int(n)?];
+    let targets = targets.arg(driver, rows, size_of::<u32>())?;
+    let args = [floats(driver, x, rows, n)?, targets, floats(driver, y, 1, rows)?, int(n)?];
     run(driver, Dtype::Bf16, "losses", rows, &args)
+}
+
+/// `x` as an argument, if it holds a matrix of f32 `[rows, n]`.
+fn floats(driver: &Arc<dyn Driver>, x: Span, rows: usize, n: usize) -> Result<Arg, CudaError> {
+    x.arg(driver, rows.saturating_mul(n), size_of::<f32>())
 }
 
 fn defines(dtype: Dtype, head_dim: Option<usize>) -> Vec<(&'static str, i64)> {
@@ -246,7 +262,7 @@ fn start(
     };
     let function = driver.function(&MODULE, defines, name)?;
     let launch = Launch { grid: [grid as u32, 1, 1], threads: THREADS, shared: 0 };
-    // SAFETY: the functions of this file pass the parameters of their kernels, and their callers the memory.
+    // SAFETY: the functions of this file pass the parameters of their kernels, in memory whose length they have checked.
     unsafe { driver.launch(function, launch, args) }
 }
 

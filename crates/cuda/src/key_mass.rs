@@ -1,6 +1,6 @@
 //! The attention that keys get, added up over queries or heads.
 
-use crate::driver::{Address, Arg, Block, CudaError, Driver, Dtype, Launch, Module};
+use crate::driver::{Arg, Block, CudaError, Driver, Dtype, Launch, Module, Span};
 use crate::paged::{Cached, Rows};
 use crate::segments::{DeviceKeys, DeviceSegment, Views, with_segments};
 use std::sync::Arc;
@@ -70,7 +70,7 @@ pub fn key_mass(
     kv: &Cached,
     views: &Views,
     scale: f32,
-    lse: Address,
+    lse: Span,
 ) -> Result<Masses, CudaError> {
     let counted = |s: &DeviceSegment| matches!(s.keys, DeviceKeys::Counted { .. });
     assert!(
@@ -86,23 +86,24 @@ pub fn key_mass(
         return Ok(Masses { data: Block::zeroed(driver, 4 * q.n_heads * stride)?, stride, lens });
     }
     if stride > 0 {
+        let [entries, starts] = views.args(driver)?;
         let args = [
-            Arg::Pointer(q.data),
-            Arg::Pointer(kv.pages),
-            Arg::Pointer(views.entries()),
-            Arg::Pointer(views.starts()),
+            q.arg(driver)?,
+            kv.arg(driver)?,
+            entries,
+            starts,
             Arg::Int(views.lists().len() as i32),
             Arg::Int(q.q_len as i32),
             Arg::Int(q.n_heads as i32),
             Arg::Int(call.group as i32),
             Arg::Int(q.first as i32),
             Arg::Float(scale),
-            Arg::Pointer(lse),
+            lse.arg(driver, q.q_len * q.n_heads, size_of::<f32>())?,
             data.arg(),
             Arg::Long(stride as i64),
         ];
-        // SAFETY: the arguments are those of the kernel; queries, pages, segments and `lse` are what the caller says they are,
-        // and there is a number for every head and key.
+        // SAFETY: the arguments are those of the kernel; queries, pages, segments and `lse` have been checked to be as long, and
+        // there is a number for every head and key.
         unsafe { call.launch(driver, "key_mass", kv.n_kv_heads, &args)? };
     }
     Ok(Masses { data, stride, lens })
@@ -123,24 +124,25 @@ pub fn add_mass_of_tokens(
     kv: &Cached,
     views: &Views,
     scale: f32,
-    lse: Address,
-    mass: Address,
+    lse: Span,
+    mass: Span,
 ) -> Result<(), CudaError> {
     assert_eq!(q.q_len, 1, "the mass of tokens is added up over the heads of one query");
     assert_eq!(views.lists().len(), 1, "KV heads that see different tokens have no mass of tokens together");
     let call = Call::new(q, kv, views)?;
+    let [entries, starts] = views.args(driver)?;
     let args = [
-        Arg::Pointer(q.data),
-        Arg::Pointer(kv.pages),
-        Arg::Pointer(views.entries()),
-        Arg::Pointer(views.starts()),
+        q.arg(driver)?,
+        kv.arg(driver)?,
+        entries,
+        starts,
         Arg::Int(kv.n_kv_heads as i32),
         Arg::Int(q.n_heads as i32),
         Arg::Int(call.group as i32),
         Arg::Int(q.first as i32),
         Arg::Float(scale),
-        Arg::Pointer(lse),
-        Arg::Pointer(mass),
+        lse.arg(driver, q.n_heads, size_of::<f32>())?,
+        mass.arg(driver, views.end(), size_of::<f32>())?,
     ];
     // SAFETY: as in `key_mass`; `mass` has room for the tokens of the list.
     unsafe { call.launch(driver, "add_mass_of_tokens", 1, &args) }

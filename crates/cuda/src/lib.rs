@@ -5,25 +5,39 @@
 //!
 //! [`Cuda`] is a [`Backend`](reattention_kernels::Backend) for callers that keep their numbers on the host, and a
 //! [`Device`](reattention_kernels::Device) for a model that works wholly on the GPU.
+//!
+//! No safe function of this crate takes an address: single kernels are not part of it, and memory is known by the [`driver::Block`]
+//! that owns it.
+//!
+//! ```compile_fail,E0603
+//! use reattention_cuda::elementwise;
+//! ```
 #![deny(missing_docs)]
+#![cfg_attr(
+    not(feature = "testing"),
+    allow(dead_code, unreachable_pub, reason = "tests alone see all kernels")
+)]
 
-pub mod attend;
+mod attend;
 mod backend;
 pub mod bench;
-pub mod boxes;
+mod boxes;
 mod cache;
 mod device;
 pub mod driver;
-pub mod elementwise;
-pub mod families;
-pub mod key_mass;
+mod elementwise;
+mod families;
+mod key_mass;
 pub mod nvidia;
-pub mod paged;
-pub mod rope;
-pub mod segments;
-pub mod select;
+mod paged;
+mod rope;
+mod segments;
+mod select;
 mod shared;
-pub mod top_k;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod testing;
+mod top_k;
 
 pub use driver::CudaError;
 pub use shared::Offload;

@@ -1,6 +1,6 @@
 //! Cached keys and values and raw queries, as kernels see them.
 
-use crate::driver::{Address, Block, CudaError, Driver, Dtype};
+use crate::driver::{Address, Arg, Block, CudaError, Driver, Dtype};
 use bytemuck::{Pod, Zeroable};
 use reattention_kernels::{Buffer, KvView, PAGE, Pages, Queries};
 use std::ops::Range;
@@ -18,9 +18,16 @@ pub struct PageEntry {
 
 /// What kernels see of the cached keys and values of one layer.
 #[derive(Clone, Copy, Debug)]
-pub struct Cached {
+pub struct Cached<'a> {
     /// The page table, [`PageEntry`] after [`PageEntry`]; token `t` lies in page `t / PAGE`, row `t % PAGE`.
-    pub pages: Address,
+    pages: Address,
+    driver: &'a Arc<dyn Driver>,
+    pub(crate) shape: CachedShape,
+}
+
+/// What a layer's cached keys and values have for a shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CachedShape {
     /// Tokens held.
     pub len: usize,
     /// KV heads.
@@ -31,11 +38,40 @@ pub struct Cached {
     pub dtype: Dtype,
 }
 
+impl<'a> Cached<'a> {
+    /// Pages of `driver` behind the table at `pages`.
+    ///
+    /// # Safety
+    /// For as long as this is used, the table has an entry for every page up to `shape.len`, and each names pages
+    /// `[n_kv_heads, PAGE, head_dim]` of `shape.dtype` on this device, or none (zero).
+    pub unsafe fn new(driver: &'a Arc<dyn Driver>, pages: Address, shape: CachedShape) -> Self {
+        Self { pages, driver, shape }
+    }
+
+    /// The page table as an argument of a kernel on `driver`.
+    ///
+    /// # Errors
+    /// When it is another device.
+    pub(crate) fn arg(&self, driver: &Arc<dyn Driver>) -> Result<Arg, CudaError> {
+        if !std::ptr::addr_eq(Arc::as_ptr(self.driver), Arc::as_ptr(driver)) {
+            return Err(CudaError::Foreign { what: "a cache", device: driver.facts().name.clone() });
+        }
+        Ok(Arg::Pointer(self.pages))
+    }
+}
+
+impl std::ops::Deref for Cached<'_> {
+    type Target = CachedShape;
+    fn deref(&self) -> &CachedShape {
+        &self.shape
+    }
+}
+
 /// Raw queries (before RoPE) on the device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rows {
     /// `[q_len, n_heads, head_dim]` in f32.
-    pub data: Address,
+    pub data: Arc<Block>,
     /// Query heads.
     pub n_heads: usize,
     /// Tokens.
@@ -46,13 +82,28 @@ pub struct Rows {
     pub first: usize,
 }
 
+impl Rows {
+    /// The queries as an argument of a kernel on `driver`.
+    ///
+    /// # Errors
+    /// When they lie on another device.
+    ///
+    /// # Panics
+    /// If they are fewer than announced.
+    pub(crate) fn arg(&self, driver: &Arc<dyn Driver>) -> Result<Arg, CudaError> {
+        let count = self.q_len.saturating_mul(self.n_heads).saturating_mul(self.head_dim);
+        self.data.span().arg(driver, count, size_of::<f32>())
+    }
+}
+
 /// A copy of a layer's cached keys and values that the host keeps.
 #[derive(Debug)]
 pub struct Copied {
+    driver: Arc<dyn Driver>,
     table: Block,
     #[allow(dead_code, reason = "the table points into them")]
     pages: Vec<Block>,
-    cached: Cached,
+    shape: CachedShape,
 }
 
 impl Copied {
@@ -85,14 +136,14 @@ impl Copied {
         };
         let table = Block::of(driver, &entries)?;
         let KvView { len, n_kv_heads, head_dim, .. } = *kv;
-        let cached = Cached { pages: table.at(), len, n_kv_heads, head_dim, dtype };
-        Ok(Self { table, pages, cached })
+        let shape = CachedShape { len, n_kv_heads, head_dim, dtype };
+        Ok(Self { driver: Arc::clone(driver), table, pages, shape })
     }
 
     /// What kernels see of it.
-    pub fn cached(&self) -> Cached {
-        debug_assert_eq!(self.cached.pages, self.table.at());
-        self.cached
+    pub fn cached(&self) -> Cached<'_> {
+        // SAFETY: the table was made for pages of this shape, and both are held for as long as they are lent.
+        unsafe { Cached::new(&self.driver, self.table.at(), self.shape) }
     }
 }
 
@@ -118,13 +169,11 @@ fn copy<T: bytemuck::Pod>(
     Ok((entries, blocks))
 }
 
-/// Queries copied from the host; the block holds them.
+/// Queries copied from the host.
 ///
 /// # Errors
 /// When the device has not enough memory.
-pub fn copy_queries(driver: &Arc<dyn Driver>, q: &Queries) -> Result<(Block, Rows), CudaError> {
-    let block = Block::of(driver, q.data)?;
+pub fn copy_queries(driver: &Arc<dyn Driver>, q: &Queries) -> Result<Rows, CudaError> {
     let Queries { n_heads, q_len, head_dim, first, .. } = *q;
-    let rows = Rows { data: block.at(), n_heads, q_len, head_dim, first };
-    Ok((block, rows))
+    Ok(Rows { data: Arc::new(Block::of(driver, q.data)?), n_heads, q_len, head_dim, first })
 }

@@ -73,6 +73,11 @@ impl DeviceRope {
         self.pairs
     }
 
+    /// Whether it is a table of this device.
+    pub(crate) fn is_of(&self, driver: &Arc<dyn Driver>) -> bool {
+        self.block.is_of(driver)
+    }
+
     /// Bytes on the device.
     pub fn bytes(&self) -> usize {
         self.block.bytes()

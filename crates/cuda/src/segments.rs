@@ -1,6 +1,6 @@
 //! Segments of cached keys as kernels see them.
 
-use crate::driver::{Address, Block, CudaError, Driver};
+use crate::driver::{Address, Arg, Block, CudaError, Driver};
 use crate::paged::Cached;
 use crate::rope::{DeviceRope, RopeEntry, Ropes};
 use bytemuck::{Pod, Zeroable};
@@ -17,7 +17,7 @@ macro_rules! with_segments {
 pub(crate) use with_segments;
 
 /// Which cached keys a segment holds, ascending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum DeviceKeys {
     /// Consecutive tokens.
     Range {
@@ -29,27 +29,40 @@ pub enum DeviceKeys {
     /// Any tokens, ascending and distinct.
     List {
         /// `[len]` u32.
-        tokens: Address,
+        tokens: Arc<Block>,
         /// How many.
         len: usize,
+        /// All are below this one.
+        end: usize,
     },
     /// Any tokens, ascending and distinct; only the device knows how many.
     Counted {
         /// `[capacity]` u32, of which the first `count` matter.
-        tokens: Address,
+        tokens: Arc<Block>,
         /// One u32.
-        count: Address,
+        count: Arc<Block>,
         /// The most there can be.
         capacity: usize,
+        /// All are below this one.
+        end: usize,
     },
 }
 
 impl DeviceKeys {
     /// Keys at most.
-    pub fn capacity(self) -> usize {
-        match self {
+    pub fn capacity(&self) -> usize {
+        match *self {
             Self::Range { len, .. } | Self::List { len, .. } => len,
             Self::Counted { capacity, .. } => capacity,
+        }
+    }
+
+    /// All are below this token.
+    pub fn end(&self) -> usize {
+        match *self {
+            Self::Range { len: 0, .. } => 0,
+            Self::Range { first, len } => first.saturating_add(len),
+            Self::List { end, .. } | Self::Counted { end, .. } => end,
         }
     }
 }
@@ -70,11 +83,9 @@ pub struct DeviceSegment {
     /// Frequencies the queries are rotated with.
     pub query_rope: Arc<DeviceRope>,
     /// A u32 that is added to the position of every key.
-    pub key_shift: Option<Address>,
+    pub key_shift: Option<Arc<Block>>,
     /// A u32 that is added to the position of every query.
-    pub query_shift: Option<Address>,
-    /// The list, where nobody else keeps it.
-    pub kept: Option<Arc<Block>>,
+    pub query_shift: Option<Arc<Block>>,
 }
 
 impl DeviceSegment {
@@ -83,14 +94,15 @@ impl DeviceSegment {
     /// # Errors
     /// When the device has not enough memory.
     pub fn new(driver: &Arc<dyn Driver>, ropes: &Ropes, segment: &Segment) -> Result<Self, CudaError> {
-        let (keys, kept) = match &segment.keys {
+        let keys = match &segment.keys {
             KeySet::Range(Range { start, end }) => {
-                (DeviceKeys::Range { first: *start, len: end.saturating_sub(*start) }, None)
+                DeviceKeys::Range { first: *start, len: end.saturating_sub(*start) }
             }
-            KeySet::Gathered(tokens) => {
-                let block = Block::of(driver, tokens)?;
-                (DeviceKeys::List { tokens: block.at(), len: tokens.len() }, Some(Arc::new(block)))
-            }
+            KeySet::Gathered(tokens) => DeviceKeys::List {
+                tokens: Arc::new(Block::of(driver, tokens)?),
+                len: tokens.len(),
+                end: tokens.iter().max().map_or(0, |&last| last as usize + 1),
+            },
         };
         Ok(Self {
             keys,
@@ -101,21 +113,31 @@ impl DeviceSegment {
             query_rope: ropes.get(&segment.query_rope)?,
             key_shift: None,
             query_shift: None,
-            kept,
         })
     }
 
-    fn entry(&self) -> SegmentEntry {
-        let (tokens, count, first) = match self.keys {
-            DeviceKeys::Range { first, .. } => (0, 0, first),
-            DeviceKeys::List { tokens, .. } => (tokens, 0, 0),
-            DeviceKeys::Counted { tokens, count, .. } => (tokens, count, 0),
+    /// What kernels of `driver` see of it; refused if any of its memory is another's.
+    fn entry(&self, driver: &Arc<dyn Driver>) -> Result<SegmentEntry, CudaError> {
+        if !self.key_rope.is_of(driver) || !self.query_rope.is_of(driver) {
+            return Err(CudaError::Foreign { what: "frequencies", device: driver.facts().name.clone() });
+        }
+        let numbers = |block: &Block, count| match block.span().arg(driver, count, size_of::<u32>())? {
+            Arg::Pointer(at) => Ok(at),
+            _ => Ok(0),
         };
-        SegmentEntry {
+        let number = |block: &Option<Arc<Block>>| block.as_ref().map_or(Ok(0), |block| numbers(block, 1));
+        let (tokens, count, first) = match &self.keys {
+            DeviceKeys::Range { first, .. } => (0, 0, *first),
+            DeviceKeys::List { tokens, len, .. } => (numbers(tokens, *len)?, 0, 0),
+            DeviceKeys::Counted { tokens, count, capacity, .. } => {
+                (numbers(tokens, *capacity)?, numbers(count, 1)?, 0)
+            }
+        };
+        Ok(SegmentEntry {
             tokens,
             count,
-            key_shift: self.key_shift.unwrap_or(0),
-            query_shift: self.query_shift.unwrap_or(0),
+            key_shift: number(&self.key_shift)?,
+            query_shift: number(&self.query_shift)?,
             first: first as i64,
             // A list of no tokens has no address, and a range of none is the same.
             len: if tokens == 0 && !matches!(self.keys, DeviceKeys::Range { .. }) {
@@ -130,7 +152,7 @@ impl DeviceSegment {
             query_position: MapEntry::of(self.query_position),
             key_rope: self.key_rope.entry(),
             query_rope: self.query_rope.entry(),
-        }
+        })
     }
 }
 
@@ -146,9 +168,10 @@ impl Views {
     /// Copies what the device needs to know of the segments.
     ///
     /// # Errors
-    /// When the device has not enough memory.
+    /// When the device has not enough memory, or some of theirs is another's.
     pub fn new(driver: &Arc<dyn Driver>, lists: Vec<Vec<DeviceSegment>>) -> Result<Self, CudaError> {
-        let entries: Vec<SegmentEntry> = lists.iter().flatten().map(DeviceSegment::entry).collect();
+        let entries = lists.iter().flatten().map(|segment| segment.entry(driver));
+        let entries: Vec<SegmentEntry> = entries.collect::<Result<_, _>>()?;
         let mut starts = vec![0i32];
         for list in &lists {
             starts.push(starts[starts.len() - 1] + list.len() as i32);
@@ -179,24 +202,33 @@ impl Views {
     }
 
     /// # Panics
-    /// Unless there is one list, or one a KV head, and every table is for rows of the right length.
+    /// Unless there is one list, or one a KV head, every key is held, and every table is for rows of the right length.
     pub(crate) fn check(&self, kv: &Cached) {
         let (lists, heads) = (self.lists.len(), kv.n_kv_heads);
         assert!(lists == 1 || lists == heads, "{lists} lists of segments for {heads} KV heads");
         for rope in self.lists.iter().flatten().flat_map(|s| [&s.key_rope, &s.query_rope]) {
             assert_eq!(2 * rope.pairs(), kv.head_dim, "frequencies and head_dim");
         }
+        let end = self.end();
+        assert!(end <= kv.len, "keys up to {end} of {}", kv.len);
     }
 
-    /// `const Segment *` of the kernels.
-    pub(crate) fn entries(&self) -> Address {
-        self.table.at()
+    /// All keys are below this token.
+    pub(crate) fn end(&self) -> usize {
+        self.lists.iter().flatten().map(|s| s.keys.end()).max().unwrap_or(0)
     }
 
-    /// `[lists + 1]` int: which segments belong to a list.
-    pub(crate) fn starts(&self) -> Address {
+    /// `const Segment *` of the kernels, and `[lists + 1]` int: which segments belong to a list.
+    ///
+    /// # Errors
+    /// When they lie on another device than `driver`.
+    pub(crate) fn args(&self, driver: &Arc<dyn Driver>) -> Result<[Arg; 2], CudaError> {
         let segments: usize = self.lists.iter().map(Vec::len).sum();
-        self.table.at() + (segments * size_of::<SegmentEntry>()) as Address
+        let starts = self.table.span().skip(segments * size_of::<SegmentEntry>());
+        Ok([
+            self.table.span().arg(driver, segments, size_of::<SegmentEntry>())?,
+            starts.arg(driver, self.lists.len() + 1, size_of::<i32>())?,
+        ])
     }
 }
 

@@ -48,11 +48,13 @@ pub struct Choice {
 #[derive(Debug)]
 pub struct Selected {
     /// Token indices, u32, ascending and distinct.
-    pub tokens: Block,
+    pub tokens: Arc<Block>,
     /// How many there are, u32 `[1]`.
-    pub count: Block,
+    pub count: Arc<Block>,
     /// The most there can be: the length of `tokens`.
     pub capacity: usize,
+    /// All are below this one.
+    pub end: usize,
 }
 
 impl Selected {
@@ -73,6 +75,8 @@ pub struct Tallies {
     state: Block,
     /// Tokens of a middle that there is room for, and votes.
     room: (usize, usize),
+    /// Whether a selection has begun and not ended: its votes are still there.
+    dirty: bool,
     #[allow(dead_code, reason = "the state points to them")]
     blocks: Vec<Block>,
 }
@@ -95,7 +99,7 @@ impl Tallies {
     /// When the device has not enough memory.
     pub fn new(driver: &Arc<dyn Driver>) -> Result<Self, CudaError> {
         let state = Block::of(driver, &[State::default()])?;
-        Ok(Self { driver: Arc::clone(driver), state, room: (0, 0), blocks: Vec::new() })
+        Ok(Self { driver: Arc::clone(driver), state, room: (0, 0), dirty: false, blocks: Vec::new() })
     }
 
     /// Tokens of the largest selection so far.
@@ -109,7 +113,7 @@ impl Tallies {
 
     /// Makes room for selections from a middle of `length` tokens by `votes`.
     fn grow(&mut self, length: usize, votes: usize) -> Result<(), CudaError> {
-        if length <= self.room.0 && votes <= self.room.1 {
+        if length <= self.room.0 && votes <= self.room.1 && !self.dirty {
             return Ok(());
         }
         // Every chunk has a longer middle than the one before: an eighth more than needed makes growth rare.
@@ -127,8 +131,9 @@ impl Tallies {
             Block::new(&self.driver, votes * size_of::<u64>())?,
             Block::new(&self.driver, words.div_ceil(BLOCK) * size_of::<u32>())?,
         ];
-        self.state.write(0, &blocks.each_ref().map(Block::at))?;
-        (self.room, self.blocks) = ((length, votes), Vec::from(blocks));
+        let state = State { pointers: blocks.each_ref().map(Block::at), ..State::default() };
+        self.state.write(0, &bytemuck::bytes_of(&state)[..std::mem::offset_of!(State, most)])?;
+        (self.room, self.blocks, self.dirty) = ((length, votes), Vec::from(blocks), false);
         Ok(())
     }
 }
@@ -147,6 +152,9 @@ pub fn select(
     choice: &Choice,
     tallies: &mut Tallies,
 ) -> Result<Selected, CudaError> {
+    if !tallies.state.is_of(driver) {
+        return Err(CudaError::Foreign { what: "tallies", device: driver.facts().name.clone() });
+    }
     let votes = found.q_len * found.n_heads * found.k;
     let Range { start, end } = choice.middle;
     let length = end.saturating_sub(start);
@@ -157,13 +165,15 @@ pub fn select(
     let span = usize::try_from(choice.after.saturating_sub(choice.before)).unwrap_or(0);
     let capacity = choice.clip.min(votes).saturating_mul(span).min(length);
     if capacity == 0 {
-        return Ok(Selected { tokens: Block::new(driver, 0)?, count: Block::zeroed(driver, 4)?, capacity });
+        let (tokens, count) = (Block::new(driver, 0)?, Block::zeroed(driver, 4)?);
+        return Ok(Selected { tokens: Arc::new(tokens), count: Arc::new(count), capacity, end: 0 });
     }
     tallies.grow(length, votes)?;
     let selected = Selected {
-        tokens: Block::new(driver, capacity * size_of::<u32>())?,
-        count: Block::new(driver, size_of::<u32>())?,
+        tokens: Arc::new(Block::new(driver, capacity * size_of::<u32>())?),
+        count: Arc::new(Block::new(driver, size_of::<u32>())?),
         capacity,
+        end,
     };
 
     let int = |x: usize| Arg::Int(x.min(i32::MAX as usize) as i32);
@@ -177,8 +187,8 @@ pub fn select(
     // A power of two, so that all votes together stay below 2⁶³.
     let limit = (63 - votes.next_power_of_two().trailing_zeros()) as i32;
     let tally = [
-        found.indices.arg(),
-        found.scores.arg(),
+        found.indices.span().arg(driver, votes, size_of::<u32>())?,
+        found.scores.span().arg(driver, votes, size_of::<f32>())?,
         int(votes),
         int(found.k),
         Arg::Int(rule),
@@ -198,9 +208,11 @@ pub fn select(
         // all of them and the whole middle, and to as many tokens as there can be.
         unsafe { driver.launch(function, launch, args) }
     };
+    tallies.dirty = true;
     if votes <= ONE_BLOCK.0 && words <= ONE_BLOCK.1 {
         let args = [&tally[..], &choose, &[state], &out].concat();
         launch(kernel("select_all")?, 1, BLOCK, &args)?;
+        tallies.dirty = false;
         return Ok(selected);
     }
     let threads = 256;
@@ -212,5 +224,6 @@ pub fn select(
     launch(kernel("select_count")?, words.div_ceil(BLOCK), BLOCK, &[length_arg, state])?;
     let args = [&[int(start), length_arg, state][..], &out].concat();
     launch(kernel("select_list")?, words.div_ceil(BLOCK), BLOCK, &args)?;
+    tallies.dirty = false;
     Ok(selected)
 }

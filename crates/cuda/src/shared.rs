@@ -2,7 +2,8 @@
 
 use crate::driver::{Block, CudaError, Driver, Dtype};
 use crate::rope::Ropes;
-use reattention_kernels::{DeviceError, DeviceType};
+use reattention_kernels::{DeviceError, DeviceType, Tensor};
+use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where keys and values lie.
@@ -62,6 +63,47 @@ impl Shared {
     /// The error as those see it that know no CUDA.
     pub(crate) fn error(&self, error: CudaError) -> DeviceError {
         DeviceError { device: self.driver.facts().name.clone(), reason: error.to_string() }
+    }
+}
+
+/// The memory of a [`Tensor`]. Only [`Shared::tensor`] makes one, so that its length and its device are facts.
+#[derive(Debug)]
+struct Floats(Arc<Block>);
+
+impl Shared {
+    /// `len` floats of any value.
+    pub(crate) fn tensor(&self, len: usize) -> Result<Tensor, CudaError> {
+        let bytes = len.checked_mul(size_of::<f32>()).ok_or_else(|| CudaError::OutOfMemory {
+            what: "device memory",
+            wanted: usize::MAX,
+            free: self.driver.free_memory().unwrap_or(0),
+        })?;
+        Ok(Tensor::new(len, Box::new(Floats(Arc::new(Block::new(&self.driver, bytes)?)))))
+    }
+
+    /// The memory of a tensor, if this device made it.
+    pub(crate) fn floats<'t>(&self, tensor: &'t Tensor) -> Result<&'t Arc<Block>, CudaError> {
+        let floats: &Floats = self.own(tensor.memory(), "a tensor")?;
+        self.is_own(&floats.0, "a tensor")?;
+        Ok(&floats.0)
+    }
+
+    /// What this kind of device keeps behind a handle, if it is one of its own.
+    pub(crate) fn own<'t, T: 'static>(
+        &self,
+        memory: &'t dyn Any,
+        what: &'static str,
+    ) -> Result<&'t T, CudaError> {
+        memory.downcast_ref().ok_or_else(|| self.foreign(what))
+    }
+
+    /// Refuses memory of another device.
+    pub(crate) fn is_own(&self, block: &Block, what: &'static str) -> Result<(), CudaError> {
+        if block.is_of(&self.driver) { Ok(()) } else { Err(self.foreign(what)) }
+    }
+
+    fn foreign(&self, what: &'static str) -> CudaError {
+        CudaError::Foreign { what, device: self.driver.facts().name.clone() }
     }
 }
 

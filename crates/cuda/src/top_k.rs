@@ -160,8 +160,8 @@ pub fn top_k_of(
     };
     if plan.splits > 0 {
         let args = [
-            Arg::Pointer(q.data),
-            Arg::Pointer(kv.pages),
+            q.arg(driver)?,
+            kv.arg(driver)?,
             int(n_heads),
             kv_step,
             head_step,
@@ -177,8 +177,8 @@ pub fn top_k_of(
             listed_tokens.arg(),
         ];
         let function = driver.function(&MODULE, &defines, "top_k_scores")?;
-        // SAFETY: arguments as the kernel declares them; it reads queries and keys that the caller vouches for by `q` and
-        // `kv` and the checks above keep within, and writes lists of the length just taken.
+        // SAFETY: arguments as the kernel declares them; it reads queries and keys that the checks above keep within
+        // what there is, and writes lists of the length just taken.
         unsafe { driver.launch(function, plan.launch(&work), &args)? };
     }
     let (score, token) = match tile {

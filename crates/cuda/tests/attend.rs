@@ -5,12 +5,12 @@ mod common;
 mod views;
 
 use common::{AnyStore, Rng};
-use reattention_cuda::attend::attend;
 use reattention_cuda::driver::Block;
-use reattention_cuda::paged::{Copied, copy_queries};
-use reattention_cuda::rope::Ropes;
-use reattention_cuda::segments::{DeviceKeys, DeviceSegment, Views};
-use reattention_kernels::{Backend, Band, KeySet, KvView, Position, Queries, Reference, Segment};
+use reattention_cuda::testing::attend::attend;
+use reattention_cuda::testing::paged::{Copied, copy_queries};
+use reattention_cuda::testing::rope::Ropes;
+use reattention_cuda::testing::segments::{DeviceKeys, DeviceSegment, Views};
+use reattention_kernels::{Band, KeySet, KvView, Position, Queries, Reference, Segment};
 use std::sync::Arc;
 use views::{Shape, assert_logs_near, assert_near, device, part, rope, segment};
 
@@ -18,14 +18,14 @@ use views::{Shape, assert_logs_near, assert_near, device, part, rope, segment};
 fn run(seed: u64, q: &Queries, kv: &KvView, views: &[Vec<Segment>], scale: f32) -> (Vec<f32>, Vec<f32>) {
     let driver = device(seed).expect("the first device was there");
     let (kv, ropes) = (Copied::new(&driver, kv).unwrap(), Ropes::new(&driver));
-    let (_block, rows) = copy_queries(&driver, q).unwrap();
+    let rows = copy_queries(&driver, q).unwrap();
     let out = Block::new(&driver, 4 * q.data.len()).unwrap();
     let lse = Block::new(&driver, 4 * q.q_len * q.n_heads).unwrap();
     let segments = Views::of(&driver, &ropes, views).unwrap();
-    attend(&driver, &rows, &kv.cached(), &segments, scale, out.at(), Some(lse.at())).unwrap();
+    attend(&driver, &rows, &kv.cached(), &segments, scale, out.span(), Some(lse.span())).unwrap();
     let with_lse = out.read(0, q.data.len()).unwrap();
     if seed == 0 {
-        attend(&driver, &rows, &kv.cached(), &segments, scale, out.at(), None).unwrap();
+        attend(&driver, &rows, &kv.cached(), &segments, scale, out.span(), None).unwrap();
         assert_eq!(
             out.read::<f32>(0, q.data.len()).unwrap(),
             with_lse,
@@ -224,7 +224,7 @@ fn who_sees_nothing_gets_zeros() {
     let store = shape.store(&mut rng);
     let data: Vec<f32> = (0..shape.elements()).map(|_| rng.normal()).collect();
     let (kv, ropes) = (Copied::new(&driver, &store.view()).unwrap(), Ropes::new(&driver));
-    let (_block, rows) = copy_queries(&driver, &shape.queries(&data)).unwrap();
+    let rows = copy_queries(&driver, &shape.queries(&data)).unwrap();
     let own = Position::Index { offset: 0 };
     let rope = rope(16, 1e4, 1.0);
     let of = |keys, band| part(keys, band, own, own, &rope);
@@ -236,7 +236,7 @@ fn who_sees_nothing_gets_zeros() {
     ] {
         let segments = Views::of(&driver, &ropes, &views).unwrap();
         let (out, lse) = (Block::new(&driver, 4 * data.len()).unwrap(), Block::new(&driver, 4 * 20).unwrap());
-        attend(&driver, &rows, &kv.cached(), &segments, 0.2, out.at(), Some(lse.at())).unwrap();
+        attend(&driver, &rows, &kv.cached(), &segments, 0.2, out.span(), Some(lse.span())).unwrap();
         assert!(out.read::<f32>(0, data.len()).unwrap().iter().all(|x| *x == 0.0));
         assert!(lse.read::<f32>(0, 20).unwrap().iter().all(|x| *x == f32::NEG_INFINITY));
     }
@@ -276,22 +276,23 @@ fn counts_and_shifts_that_only_the_device_knows() {
         Reference.attend(&q, &store.view(), &views, scale, &mut want, Some(&mut want_lse));
 
         let (kv, ropes) = (Copied::new(&driver, &store.view()).unwrap(), Ropes::new(&driver));
-        let (_block, rows) = copy_queries(&driver, &q).unwrap();
+        let rows = copy_queries(&driver, &q).unwrap();
         // What lies beyond the count is no token.
         let mut padded = tokens;
         padded.resize(capacity, u32::MAX);
         let list = Block::of(&driver, &padded).unwrap();
         let count = Block::of(&driver, &[found as u32]).unwrap();
-        let shift = Block::of(&driver, &[kept as u32]).unwrap();
+        let shift = Arc::new(Block::of(&driver, &[kept as u32]).unwrap());
         let mut segments =
             view(KeySet::Range(0..0), 0).map(|s| DeviceSegment::new(&driver, &ropes, &s).unwrap());
-        segments[1].keys = DeviceKeys::Counted { tokens: list.at(), count: count.at(), capacity };
-        segments[2].key_shift = Some(shift.at());
-        segments.iter_mut().for_each(|s| s.query_shift = Some(shift.at()));
+        segments[1].keys =
+            DeviceKeys::Counted { tokens: Arc::new(list), count: Arc::new(count), capacity, end: len };
+        segments[2].key_shift = Some(Arc::clone(&shift));
+        segments.iter_mut().for_each(|s| s.query_shift = Some(Arc::clone(&shift)));
         let segments = Views::new(&driver, vec![segments.to_vec()]).unwrap();
         let out = Block::new(&driver, 4 * data.len()).unwrap();
         let lse = Block::new(&driver, 4 * q_len * q.n_heads).unwrap();
-        attend(&driver, &rows, &kv.cached(), &segments, scale, out.at(), Some(lse.at())).unwrap();
+        attend(&driver, &rows, &kv.cached(), &segments, scale, out.span(), Some(lse.span())).unwrap();
         let what = format!("{shape:?}, {found} found");
         assert_near(&out.read(0, data.len()).unwrap(), &want, tolerance(half), &what);
         assert_logs_near(&lse.read(0, q_len * q.n_heads).unwrap(), &want_lse, tolerance(half), &what);
@@ -317,13 +318,13 @@ fn queries_are_turned_anew_for_another_table_or_shift() {
     Reference.attend(&q, &store.view(), &views, 0.3, &mut want, None);
 
     let (kv, ropes) = (Copied::new(&driver, &store.view()).unwrap(), Ropes::new(&driver));
-    let (_block, rows) = copy_queries(&driver, &q).unwrap();
-    let shift = Block::of(&driver, &[40u32]).unwrap();
+    let rows = copy_queries(&driver, &q).unwrap();
+    let shift = Arc::new(Block::of(&driver, &[40u32]).unwrap());
     let mut list: Vec<_> = views[0].iter().map(|s| DeviceSegment::new(&driver, &ropes, s).unwrap()).collect();
-    (list[2].query_position, list[2].query_shift) = (own, Some(shift.at()));
+    (list[2].query_position, list[2].query_shift) = (own, Some(shift));
     let views = Views::new(&driver, vec![list]).unwrap();
     let out = Block::new(&driver, 4 * data.len()).unwrap();
-    attend(&driver, &rows, &kv.cached(), &views, 0.3, out.at(), None).unwrap();
+    attend(&driver, &rows, &kv.cached(), &views, 0.3, out.span(), None).unwrap();
     assert_near(&out.read(0, data.len()).unwrap(), &want, tolerance(false), "three ways to stand");
 }
 

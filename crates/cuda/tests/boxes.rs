@@ -5,13 +5,13 @@
 mod common;
 
 use common::{AnyStore, Rng};
-use cuda_emulator::{Emulator, facts};
-use reattention_cuda::boxes::{Boxes, LARGE, SMALL};
+use cuda_emulator::{emulator, facts};
 use reattention_cuda::driver::{Block, CudaError, Driver, Dtype, Facts};
-use reattention_cuda::paged::{Cached, Copied, PageEntry, copy_queries};
-use reattention_cuda::top_k::{MOST_KEYS, Voters};
+use reattention_cuda::testing::boxes::{Boxes, LARGE, SMALL};
+use reattention_cuda::testing::paged::{Cached, CachedShape, Copied, PageEntry, copy_queries};
+use reattention_cuda::testing::top_k::{MOST_KEYS, Voters};
 use reattention_kernels::{
-    Backend, HeadPairing, KvView, ListedRequest, PAGE, Queries, Reference, TopK, TopKRequest, TopKRule, f16,
+    HeadPairing, KvView, ListedRequest, PAGE, Queries, Reference, TopK, TopKRequest, TopKRule, f16,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -114,13 +114,8 @@ impl Case {
 
     fn driver(&self) -> Option<Arc<dyn Driver>> {
         let Self { multiprocessors, memory, .. } = *self;
-        match Emulator::new(Facts { multiprocessors, memory, ..facts() }) {
-            Ok(emulator) => Some(Arc::new(emulator.with_seed(self.seed))),
-            Err(error) => {
-                println!("{error}");
-                None
-            }
-        }
+        let emulator = emulator(Facts { multiprocessors, memory, ..facts() })?;
+        Some(Arc::new(emulator.with_seed(self.seed)))
     }
 
     /// The device finds what the rule says.
@@ -135,7 +130,7 @@ impl Case {
 
     fn check(&self, driver: &Arc<dyn Driver>, boxes: &Boxes, kv: &Cached, text: &Text) {
         let q = self.queries(text);
-        let (_block, rows) = copy_queries(driver, &q).unwrap();
+        let rows = copy_queries(driver, &q).unwrap();
         let found = boxes.search(driver, &rows, kv, &self.request(), self.voters, self.probes).unwrap();
         let (got, want) = (found.read().unwrap(), self.by_the_rule(&q, &text.store.view()));
         assert_eq!((got.q_len, got.n_heads, got.k), (want.q_len, want.n_heads, want.k), "{self:?}");
@@ -339,7 +334,7 @@ fn looking_into_every_box_finds_the_best_of_all_keys() {
         let mut boxes = Boxes::new(20);
         boxes.extend(&driver, &copied.cached(), case.boxed).unwrap();
         let q = case.queries(&text);
-        let (_block, rows) = copy_queries(&driver, &q).unwrap();
+        let rows = copy_queries(&driver, &q).unwrap();
         let got = boxes
             .search(&driver, &rows, &copied.cached(), &case.request(), case.voters, case.probes)
             .unwrap();
@@ -368,7 +363,7 @@ fn rounding_of_queries_is_that_of_keys() {
     let exact = text.queries.clone();
     text.queries.iter_mut().for_each(|x| *x *= 1.0 + 1.0 / 1024.0);
     let q = case.queries(&text);
-    let (_block, rows) = copy_queries(&driver, &q).unwrap();
+    let rows = copy_queries(&driver, &q).unwrap();
     let got = boxes.search(&driver, &rows, &copied.cached(), &case.request(), case.voters, 4).unwrap();
     let text = Text { queries: exact, ..text };
     assert_eq!(got.read().unwrap(), case.by_the_rule(&case.queries(&text), &text.store.view()));
@@ -434,7 +429,9 @@ fn half_precision_has_boxes_too() {
         .collect();
     let entries: Vec<PageEntry> = pages.iter().map(|p| PageEntry { keys: p.at(), values: 0 }).collect();
     let table = Block::of(&driver, &entries).unwrap();
-    let kv = Cached { pages: table.at(), len: store.len, n_kv_heads: 1, head_dim: 16, dtype: Dtype::F16 };
+    let shape = CachedShape { len: store.len, n_kv_heads: 1, head_dim: 16, dtype: Dtype::F16 };
+    // SAFETY: the pages of this shape stay until the end.
+    let kv = unsafe { Cached::new(&driver, table.at(), shape) };
     let mut boxes = Boxes::new(5);
     boxes.extend(&driver, &kv, case.boxed.min(kv.len)).unwrap();
     for probes in [3, 200] {
@@ -459,7 +456,7 @@ fn what_is_not_served_is_said() {
     let kv = copied.cached();
     let mut boxes = Boxes::new(5);
     boxes.extend(&driver, &kv, 1990).unwrap();
-    let (_block, rows) = copy_queries(&driver, &BASE.queries(&text)).unwrap();
+    let rows = copy_queries(&driver, &BASE.queries(&text)).unwrap();
     let refused = |request: TopKRequest| {
         let found = boxes.search(&driver, &rows, &kv, &request, Voters::ALL, 8);
         matches!(found, Err(CudaError::Unsupported { .. }))
@@ -468,6 +465,7 @@ fn what_is_not_served_is_said() {
     assert!(refused(TopKRequest { k: MOST_KEYS + 1, ..BASE.request() }));
     assert!(refused(TopKRequest { pairing: HeadPairing::Interleaved, ..BASE.request() }));
     assert!(refused(TopKRequest { rule: TopKRule::BestPerTile { tile: 128 }, ..BASE.request() }));
-    let long = Cached { head_dim: 272, ..kv };
+    // SAFETY: nothing is read, since the shape is refused.
+    let long = unsafe { Cached::new(&driver, 0, CachedShape { head_dim: 272, ..*kv }) };
     assert!(matches!(Boxes::new(5).extend(&driver, &long, 1990), Err(CudaError::Unsupported { .. })));
 }

@@ -2,10 +2,11 @@
 //!
 //! NVRTC needs neither a GPU nor a driver. Where it is not installed the tests say so and pass.
 
+use cuda_emulator::skipped;
 use reattention_cuda::driver::{CudaError, Module};
-use reattention_cuda::elementwise;
-use reattention_cuda::families::families;
 use reattention_cuda::nvidia::{check_compiler, compile};
+use reattention_cuda::testing::elementwise;
+use reattention_cuda::testing::families::families;
 use std::sync::Mutex;
 
 const ARCHITECTURES: [&str; 3] = ["sm_80", "sm_90a", "sm_100a"];
@@ -14,7 +15,7 @@ fn is_there() -> bool {
     match check_compiler() {
         Ok(()) => true,
         Err(error) => {
-            println!("skipped: no NVRTC ({error})");
+            skipped("nvrtc", &format!("skipped: no NVRTC ({error})"));
             false
         }
     }

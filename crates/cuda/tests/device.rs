@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use reattention_cuda::driver::{Arg, Block, CudaError, Driver, Dtype, Launch, Module, Product};
-use reattention_cuda::elementwise;
 use reattention_cuda::nvidia::Nvidia;
+use reattention_cuda::testing::elementwise;
 use std::sync::Arc;
 
 /// The first device; none where a library or the device is missing, which is said.
@@ -129,7 +129,7 @@ fn products_are_those_of_plain_loops() {
             let on_device = |data: &[f32]| {
                 let from = Block::of(&driver, data).unwrap();
                 let to = Block::new(&driver, data.len() * dtype.bytes()).unwrap();
-                elementwise::to_element(&driver, from.at(), to.at(), data.len(), dtype).unwrap();
+                elementwise::to_element(&driver, from.span(), to.span(), data.len(), dtype).unwrap();
                 to
             };
             let (x_there, w_there, y) =

@@ -1,20 +1,18 @@
 //! The kernels between products, on the emulated device, against plain loops.
 
-use cuda_emulator::{Emulator, facts};
+use cuda_emulator::device_with_seed;
 use half::{bf16, f16};
-use reattention_cuda::driver::{Address, Block, CudaError, Driver, Dtype};
-use reattention_cuda::elementwise as kernels;
-use reattention_cuda::paged::{Cached, PageEntry};
+use reattention_cuda::driver::{Block, CudaError, Driver, Dtype, Span};
+use reattention_cuda::testing::elementwise as kernels;
+use reattention_cuda::testing::paged::{Cached, CachedShape, PageEntry};
 use reattention_kernels::PAGE;
 use std::sync::Arc;
 
 /// Runs a test under two orders of threads; without a compiler it says so.
 fn with_device(test: impl Fn(&Arc<dyn Driver>)) {
     for seed in [1, 2] {
-        match Emulator::new(facts()) {
-            Ok(emulator) => test(&(Arc::new(emulator.with_seed(seed)) as Arc<dyn Driver>)),
-            Err(error) => return println!("{error}"),
-        }
+        let Some(device) = device_with_seed(seed) else { return };
+        test(&device);
     }
 }
 
@@ -30,16 +28,24 @@ fn numbers(seed: u64, n: usize) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// A copy of `data` that starts `skip` numbers into its block, so that not every row starts on a boundary of 16 bytes.
-fn place<T: bytemuck::Pod>(driver: &Arc<dyn Driver>, data: &[T], skip: usize) -> (Block, Address) {
-    let block = Block::new(driver, (data.len() + skip) * size_of::<T>()).unwrap();
-    block.write(skip * size_of::<T>(), data).unwrap();
-    let at = block.at() + (skip * size_of::<T>()) as Address;
-    (block, at)
+/// Numbers that start some bytes into their block.
+struct Placed(Block, usize);
+
+impl Placed {
+    fn span(&self) -> Span<'_> {
+        self.0.span().skip(self.1)
+    }
 }
 
-fn read<T: bytemuck::Pod>((block, at): &(Block, Address), n: usize) -> Vec<T> {
-    block.read((at - block.at()) as usize, n).unwrap()
+/// A copy of `data` that starts `skip` numbers into its block, so that not every row starts on a boundary of 16 bytes.
+fn place<T: bytemuck::Pod>(driver: &Arc<dyn Driver>, data: &[T], skip: usize) -> Placed {
+    let block = Block::new(driver, (data.len() + skip) * size_of::<T>()).unwrap();
+    block.write(skip * size_of::<T>(), data).unwrap();
+    Placed(block, skip * size_of::<T>())
+}
+
+fn read<T: bytemuck::Pod>(placed: &Placed, n: usize) -> Vec<T> {
+    placed.0.read(placed.1, n).unwrap()
 }
 
 #[track_caller]
@@ -72,10 +78,10 @@ fn norms_are_those_of_the_formula() {
                     place(driver, &x, skip),
                     place(driver, &vec![0f32; rows * n], 0),
                 );
-                kernels::rms_norm(driver, from.1, weight.at(), to.1, rows, n, 1e-5).unwrap();
+                kernels::rms_norm(driver, from.span(), weight.span(), to.span(), rows, n, 1e-5).unwrap();
                 assert_close(&read(&to, rows * n), &expected, 1e-5);
                 // Onto itself.
-                kernels::rms_norm(driver, from.1, weight.at(), from.1, rows, n, 1e-5).unwrap();
+                kernels::rms_norm(driver, from.span(), weight.span(), from.span(), rows, n, 1e-5).unwrap();
                 assert_eq!(read::<f32>(&from, rows * n), read::<f32>(&to, rows * n));
             }
         }
@@ -89,20 +95,20 @@ fn numbers_are_taken_one_by_one() {
             for skip in [0, 1] {
                 let (a, b) = (numbers(3, n), numbers(4, n));
                 let (gate, up) = (place(driver, &a, skip), place(driver, &b, 0));
-                kernels::silu_mul(driver, gate.1, up.1, n).unwrap();
+                kernels::silu_mul(driver, gate.span(), up.span(), n).unwrap();
                 let silu = |g: f32| (f64::from(g) / (1.0 + (-f64::from(g)).exp())) as f32;
                 let expected: Vec<f32> = a.iter().zip(&b).map(|(g, u)| silu(*g) * u).collect();
                 assert_close(&read(&gate, n), &expected, 1e-5);
 
                 let (y, x) = (place(driver, &a, skip), place(driver, &b, skip));
-                kernels::add(driver, y.1, x.1, n).unwrap();
+                kernels::add(driver, y.span(), x.span(), n).unwrap();
                 assert_eq!(read::<f32>(&y, n), a.iter().zip(&b).map(|(y, x)| y + x).collect::<Vec<_>>());
             }
         }
         for (rows, n, skip) in [(1, 1, 0), (5, 300, 0), (3, 1028, 0), (4, 35, 1)] {
             let (y, bias) = (numbers(1, rows * n), numbers(2, n));
             let (on_device, of_bias) = (place(driver, &y, skip), place(driver, &bias, skip));
-            kernels::add_bias(driver, on_device.1, of_bias.1, rows, n).unwrap();
+            kernels::add_bias(driver, on_device.span(), of_bias.span(), rows, n).unwrap();
             let expected: Vec<f32> = y.iter().enumerate().map(|(i, y)| y + bias[i % n]).collect();
             assert_eq!(read::<f32>(&on_device, rows * n), expected);
         }
@@ -137,7 +143,7 @@ fn numbers_become_the_nearest_elements_and_rows_are_found_again() {
             for skip in [0, 1] {
                 let (from, to) =
                     (place(driver, &x, skip), place(driver, &vec![0u8; x.len() * dtype.bytes()], 0));
-                kernels::to_element(driver, from.1, to.1, x.len(), dtype).unwrap();
+                kernels::to_element(driver, from.span(), to.span(), x.len(), dtype).unwrap();
                 assert_eq!(read::<u8>(&to, x.len() * dtype.bytes()), elements(&x, dtype), "{dtype:?}");
             }
             for n in [8, 300, 1029] {
@@ -145,7 +151,9 @@ fn numbers_become_the_nearest_elements_and_rows_are_found_again() {
                 let (on_device, ids_there) =
                     (Block::of(driver, &elements(&table, dtype)).unwrap(), Block::of(driver, &ids).unwrap());
                 let y = Block::new(driver, 4 * ids.len() * n).unwrap();
-                kernels::embed(driver, on_device.at(), dtype, ids_there.at(), y.at(), ids.len(), n).unwrap();
+                let (from, to) = (on_device.span(), y.span());
+                // SAFETY: the table has 11 rows.
+                unsafe { kernels::embed(driver, from, dtype, ids_there.span(), to, ids.len(), n).unwrap() };
                 let rows = |of: &dyn Fn(f32) -> f32| -> Vec<f32> {
                     ids.iter().flat_map(|id| &table[*id as usize * n..][..n]).map(|x| of(*x)).collect()
                 };
@@ -156,7 +164,9 @@ fn numbers_become_the_nearest_elements_and_rows_are_found_again() {
                 );
 
                 let (x, y) = (place(driver, &table, n % 2), place(driver, &vec![0f32; ids.len() * n], 0));
-                kernels::gather_rows(driver, x.1, ids_there.at(), y.1, ids.len(), n).unwrap();
+                let (from, to) = (x.span(), y.span());
+                // SAFETY: as above.
+                unsafe { kernels::gather_rows(driver, from, ids_there.span(), to, ids.len(), n).unwrap() };
                 assert_eq!(read::<f32>(&y, ids.len() * n), rows(&|x| x));
             }
         }
@@ -182,13 +192,16 @@ fn new_keys_and_values_stand_in_their_pages() {
                 .map(|[keys, values]| PageEntry { keys: keys.at(), values: values.at() })
                 .collect();
             let table = Block::of(driver, &entries).unwrap();
-            let cached = Cached { pages: table.at(), len: first + tokens, n_kv_heads, head_dim, dtype };
+            let shape = CachedShape { len: first + tokens, n_kv_heads, head_dim, dtype };
+            // SAFETY: three pages of this shape stay until the end.
+            let cached = unsafe { Cached::new(driver, table.at(), shape) };
 
             let stride = width + gap;
             let sources = [numbers(8, tokens * stride), numbers(9, tokens * stride)];
             let [keys, values] = [&sources[0], &sources[1]].map(|s| Block::of(driver, s).unwrap());
-            let rows = kernels::NewRows { keys: keys.at(), values: values.at(), stride, tokens };
-            kernels::append(driver, &rows, &cached, first).unwrap();
+            let rows = kernels::NewRows { keys: keys.span(), values: values.span(), stride, tokens };
+            // SAFETY: the pages are there.
+            unsafe { kernels::append(driver, &rows, &cached, first).unwrap() };
 
             for (which, source) in sources.iter().enumerate() {
                 let mut expected = vec![vec![0f32; page]; 3];
@@ -204,11 +217,11 @@ fn new_keys_and_values_stand_in_their_pages() {
                     assert!(found == elements(expected, dtype), "{dtype:?}, page {p}, array {which}");
                 }
             }
-            let odd = kernels::NewRows { keys: keys.at() + 4, ..rows };
-            assert!(matches!(
-                kernels::append(driver, &odd, &cached, first),
-                Err(CudaError::Unsupported { .. })
-            ));
+            let longer = Block::new(driver, keys.bytes() + 4).unwrap();
+            let odd = kernels::NewRows { keys: longer.span().skip(4), ..rows };
+            // SAFETY: as above.
+            let refused = unsafe { kernels::append(driver, &odd, &cached, first) };
+            assert!(matches!(refused, Err(CudaError::Unsupported { .. })));
         }
     });
 }
@@ -238,7 +251,7 @@ fn the_largest_logit_is_found() {
             for (copies, skip) in [(1, 0), (2, 1)] {
                 let (on_device, y) =
                     (place(driver, &x.repeat(copies), skip), Block::new(driver, 4 * copies).unwrap());
-                kernels::argmax(driver, on_device.1, y.at(), copies, x.len()).unwrap();
+                kernels::argmax(driver, on_device.span(), y.span(), copies, x.len()).unwrap();
                 assert_eq!(y.read::<u32>(0, copies).unwrap(), vec![expected; copies], "{} numbers", x.len());
             }
         }
@@ -262,13 +275,15 @@ fn losses_are_those_of_the_formula() {
                 .collect();
             let (x, targets) = (Block::of(driver, &x).unwrap(), Block::of(driver, &targets).unwrap());
             let y = Block::new(driver, 4 * rows).unwrap();
-            kernels::losses(driver, x.at(), targets.at(), y.at(), rows, n).unwrap();
+            // SAFETY: the targets are below `n`.
+            unsafe { kernels::losses(driver, x.span(), targets.span(), y.span(), rows, n).unwrap() };
             assert_close(&y.read(0, rows).unwrap(), &expected, 1e-5);
         }
         let (x, target) =
             (Block::of(driver, &[1.0, f32::NAN, 2.0]).unwrap(), Block::of(driver, &[0u32]).unwrap());
         let y = Block::new(driver, 4).unwrap();
-        kernels::losses(driver, x.at(), target.at(), y.at(), 1, 3).unwrap();
+        // SAFETY: the target is below three.
+        unsafe { kernels::losses(driver, x.span(), target.span(), y.span(), 1, 3).unwrap() };
         assert!(y.read::<f32>(0, 1).unwrap()[0].is_nan());
     });
 }

@@ -6,25 +6,24 @@ mod common;
 mod views;
 
 use common::{AnyStore, Rng};
-use reattention_cuda::attend::attend;
 use reattention_cuda::driver::{Block, Driver, Dtype};
-use reattention_cuda::paged::{Cached, PageEntry, copy_queries};
-use reattention_cuda::rope::Ropes;
-use reattention_cuda::segments::Views;
-use reattention_cuda::top_k::top_k;
+use reattention_cuda::testing::attend::attend;
+use reattention_cuda::testing::paged::{Cached, CachedShape, PageEntry, copy_queries};
+use reattention_cuda::testing::rope::Ropes;
+use reattention_cuda::testing::segments::Views;
+use reattention_cuda::testing::top_k::top_k;
 use reattention_kernels::{
-    Backend, Band, HeadPairing, KeySet, KvView, PAGE, Position, Queries, Reference, TopKRequest, TopKRule,
-    f16,
+    Band, HeadPairing, KeySet, KvView, PAGE, Position, Queries, Reference, TopKRequest, TopKRule, f16,
 };
 use std::sync::Arc;
 
 /// Pages on a device, with the table that leads to them.
 struct Halves {
+    driver: Arc<dyn Driver>,
     #[allow(dead_code, reason = "the table points into them")]
     pages: Vec<Block>,
-    #[allow(dead_code, reason = "the kernels read it")]
     table: Block,
-    cached: Cached,
+    shape: CachedShape,
 }
 
 impl Halves {
@@ -56,8 +55,13 @@ impl Halves {
         }
         let table = Block::of(driver, &entries).unwrap();
         let KvView { len, n_kv_heads, head_dim, .. } = *kv;
-        let cached = Cached { pages: table.at(), len, n_kv_heads, head_dim, dtype: Dtype::F16 };
-        Self { pages, table, cached }
+        let shape = CachedShape { len, n_kv_heads, head_dim, dtype: Dtype::F16 };
+        Self { driver: Arc::clone(driver), pages, table, shape }
+    }
+
+    fn cached(&self) -> Cached<'_> {
+        // SAFETY: the table was made for pages of this shape, and both are held.
+        unsafe { Cached::new(&self.driver, self.table.at(), self.shape) }
     }
 }
 
@@ -78,11 +82,11 @@ fn halves_are_searched_and_attended_to_like_other_types() {
         let data: Vec<f32> = (0..q_len * n_heads * head_dim).map(|_| half(&mut rng)).collect();
         let q = Queries { data: &data, n_heads, q_len, head_dim, first: len - q_len };
         let halves = Halves::of(&driver, &store.view());
-        let (_held, rows) = copy_queries(&driver, &q).unwrap();
+        let rows = copy_queries(&driver, &q).unwrap();
 
         let request =
             TopKRequest { keys: 3..len - 2, k: 4, pairing: HeadPairing::Grouped, rule: TopKRule::Exact };
-        let got = top_k(&driver, &rows, &halves.cached, &request).unwrap().read().unwrap();
+        let got = top_k(&driver, &rows, &halves.cached(), &request).unwrap().read().unwrap();
         let want = Reference.top_k(&q, &store.view(), &request);
         for (a, b) in got.scores.iter().zip(&want.scores) {
             assert!((a - b).abs() < 1e-4 * b.abs().max(1.0), "heads of {head_dim}: {a} and {b}");
@@ -100,7 +104,7 @@ fn halves_are_searched_and_attended_to_like_other_types() {
         let there = Views::of(&driver, &Ropes::new(&driver), &segments).unwrap();
         let out = Block::new(&driver, size_of_val(&data[..])).unwrap();
         let scale = 1.0 / (head_dim as f32).sqrt();
-        attend(&driver, &rows, &halves.cached, &there, scale, out.at(), None).unwrap();
+        attend(&driver, &rows, &halves.cached(), &there, scale, out.span(), None).unwrap();
         let got: Vec<f32> = out.read(0, data.len()).unwrap();
         let mut want = vec![0.0; data.len()];
         Reference.attend(&q, &store.view(), &segments, scale, &mut want, None);

@@ -6,11 +6,11 @@ mod views;
 
 use common::Rng;
 use reattention_cuda::driver::Block;
-use reattention_cuda::key_mass::{add_mass_of_tokens, key_mass};
-use reattention_cuda::paged::{Copied, copy_queries};
-use reattention_cuda::rope::Ropes;
-use reattention_cuda::segments::{DeviceKeys, DeviceSegment, Views};
-use reattention_kernels::{Backend, Band, KeySet, KvView, Position, Queries, Reference, Segment};
+use reattention_cuda::testing::key_mass::{add_mass_of_tokens, key_mass};
+use reattention_cuda::testing::paged::{Copied, copy_queries};
+use reattention_cuda::testing::rope::Ropes;
+use reattention_cuda::testing::segments::{DeviceKeys, DeviceSegment, Views};
+use reattention_kernels::{Band, KeySet, KvView, Position, Queries, Reference, Segment};
 use std::sync::Arc;
 use views::{Shape, assert_near, device, part, rope, segment};
 
@@ -28,10 +28,10 @@ fn run(
 ) -> Vec<Vec<f32>> {
     let driver = device(seed).expect("the first device was there");
     let (kv, ropes) = (Copied::new(&driver, kv).unwrap(), Ropes::new(&driver));
-    let (_block, rows) = copy_queries(&driver, q).unwrap();
+    let rows = copy_queries(&driver, q).unwrap();
     let lse = Block::of(&driver, lse).unwrap();
     let segments = Views::of(&driver, &ropes, views).unwrap();
-    let mass = key_mass(&driver, &rows, &kv.cached(), &segments, scale, lse.at()).unwrap().read().unwrap();
+    let mass = key_mass(&driver, &rows, &kv.cached(), &segments, scale, lse.span()).unwrap().read().unwrap();
     driver.wait().unwrap();
     mass
 }
@@ -129,10 +129,10 @@ fn released_pages_are_not_touched() {
     let views = [vec![of(band), of(Band::between(1700, 1700))]];
     let data: Vec<f32> = (0..shape.elements()).map(|_| rng.normal()).collect();
     let (kv, ropes) = (Copied::new(&driver, &store.view()).unwrap(), Ropes::new(&driver));
-    let (_block, rows) = copy_queries(&driver, &shape.queries(&data)).unwrap();
+    let rows = copy_queries(&driver, &shape.queries(&data)).unwrap();
     let lse = Block::of(&driver, &vec![7.0f32; q_len * 2]).unwrap();
     let segments = Views::of(&driver, &ropes, &views).unwrap();
-    let mass = key_mass(&driver, &rows, &kv.cached(), &segments, 0.2, lse.at()).unwrap().read().unwrap();
+    let mass = key_mass(&driver, &rows, &kv.cached(), &segments, 0.2, lse.span()).unwrap().read().unwrap();
     for of_head in mass {
         assert!(of_head[..2048].iter().all(|m| *m == 0.0) && of_head[2100..len].iter().all(|m| *m > 0.0));
         assert!(of_head[len..].iter().all(|m| *m == 0.0));
@@ -177,17 +177,19 @@ fn the_mass_of_tokens_is_added_up_over_heads() {
             .map(|seed| {
                 let driver = device(seed).expect("the first device was there");
                 let (kv, ropes) = (Copied::new(&driver, &kv).unwrap(), Ropes::new(&driver));
-                let (_block, rows) = copy_queries(&driver, &q).unwrap();
+                let rows = copy_queries(&driver, &q).unwrap();
                 let mut padded = tokens.clone();
                 padded.resize(capacity, u32::MAX);
                 let found_tokens = Block::of(&driver, &padded).unwrap();
                 let count = Block::of(&driver, &[found as u32]).unwrap();
                 let mut list = list.clone().map(|s| DeviceSegment::new(&driver, &ropes, &s).unwrap());
-                list[1].keys = DeviceKeys::Counted { tokens: found_tokens.at(), count: count.at(), capacity };
+                let (tokens, count) = (Arc::new(found_tokens), Arc::new(count));
+                list[1].keys = DeviceKeys::Counted { tokens, count, capacity, end: len };
                 let views = Views::new(&driver, vec![list.to_vec()]).unwrap();
                 let lse = Block::of(&driver, &lse).unwrap();
                 let mass = Block::of(&driver, &(0..len).map(|t| (t % 5) as f32).collect::<Vec<_>>()).unwrap();
-                add_mass_of_tokens(&driver, &rows, &kv.cached(), &views, scale, lse.at(), mass.at()).unwrap();
+                add_mass_of_tokens(&driver, &rows, &kv.cached(), &views, scale, lse.span(), mass.span())
+                    .unwrap();
                 mass.read(0, len).unwrap()
             })
             .collect();

@@ -6,10 +6,10 @@ mod views;
 
 use common::AnyStore;
 use reattention_cuda::driver::Block;
-use reattention_cuda::key_mass::key_mass;
-use reattention_cuda::paged::{Copied, copy_queries};
-use reattention_cuda::rope::Ropes;
-use reattention_cuda::segments::Views;
+use reattention_cuda::testing::key_mass::key_mass;
+use reattention_cuda::testing::paged::{Copied, copy_queries};
+use reattention_cuda::testing::rope::Ropes;
+use reattention_cuda::testing::segments::Views;
 use reattention_kernels::{Band, KeySet, Position, Queries, RopeTable};
 use std::sync::Arc;
 use views::{device, part, rope};
@@ -26,7 +26,7 @@ fn positions_within_the_tables_and_beyond_turn_alike() {
     let data: Vec<f32> = (0..n_heads).flat_map(unit).collect();
     let q = Queries { data: &data, n_heads, q_len: 1, head_dim: dim, first: 1023 };
     let (kv, ropes) = (Copied::new(&driver, &store.view()).unwrap(), Ropes::new(&driver));
-    let (_block, rows) = copy_queries(&driver, &q).unwrap();
+    let rows = copy_queries(&driver, &q).unwrap();
     let lse = Block::of(&driver, &vec![0.0f32; n_heads]).unwrap();
     let table = rope(dim, 500_000.0, 1.1);
     assert_eq!(table.positions(), 4096);
@@ -36,7 +36,7 @@ fn positions_within_the_tables_and_beyond_turn_alike() {
             part(KeySet::Range(0..pairs), Band::CAUSAL, Position::Constant(p), Position::Constant(0), &table);
         segment.query_rope = still.clone();
         let views = Views::of(&driver, &ropes, &[vec![segment]]).unwrap();
-        let mass = key_mass(&driver, &rows, &kv.cached(), &views, 1.0, lse.at()).unwrap().read().unwrap();
+        let mass = key_mass(&driver, &rows, &kv.cached(), &views, 1.0, lse.span()).unwrap().read().unwrap();
         let (mut cosines, mut sines) = (vec![0.0; pairs], vec![0.0; pairs]);
         table.cos_sin(p, &mut cosines, &mut sines);
         for i in 0..pairs {

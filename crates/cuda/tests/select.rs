@@ -4,10 +4,10 @@
 mod common;
 
 use common::Rng;
-use cuda_emulator::{Emulator, facts};
+use cuda_emulator::{emulator, facts};
 use reattention_cuda::driver::{Block, Driver};
-use reattention_cuda::select::{Choice, Tallies, select};
-use reattention_cuda::top_k::Found;
+use reattention_cuda::testing::select::{Choice, Tallies, select};
+use reattention_cuda::testing::top_k::Found;
 use reattention_kernels::{ListedRequest, VoteRule};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,13 +16,8 @@ use std::sync::Arc;
 const NONE: u32 = ListedRequest::NONE;
 
 fn driver(seed: u64) -> Option<Arc<dyn Driver>> {
-    match Emulator::new(facts()) {
-        Ok(emulator) => Some(Arc::new(emulator.with_seed(seed))),
-        Err(error) => {
-            println!("{error}");
-            None
-        }
-    }
+    let emulator = emulator(facts())?;
+    Some(Arc::new(emulator.with_seed(seed)))
 }
 
 /// The best keys of rows of `k`, best first.

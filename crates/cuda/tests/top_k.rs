@@ -4,12 +4,12 @@
 mod common;
 
 use common::{AnyStore, Rng};
-use cuda_emulator::{Emulator, facts};
+use cuda_emulator::{emulator, facts};
 use reattention_cuda::driver::{Block, CudaError, Driver, Dtype};
-use reattention_cuda::paged::{Cached, Copied, PageEntry, copy_queries};
-use reattention_cuda::top_k::{Voters, top_k, top_k_of};
+use reattention_cuda::testing::paged::{Cached, CachedShape, Copied, PageEntry, copy_queries};
+use reattention_cuda::testing::top_k::{Voters, top_k, top_k_of};
 use reattention_kernels::{
-    Backend, HeadPairing, KvView, ListedRequest, Queries, Reference, TopK, TopKRequest, TopKRule, bf16, f16,
+    HeadPairing, KvView, ListedRequest, Queries, Reference, TopK, TopKRequest, TopKRule, bf16, f16,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -75,13 +75,8 @@ impl Case {
     fn driver(&self) -> Option<Arc<dyn Driver>> {
         let mut facts = facts();
         facts.multiprocessors = self.multiprocessors;
-        match Emulator::new(facts) {
-            Ok(emulator) => Some(Arc::new(emulator.with_seed(self.seed))),
-            Err(error) => {
-                println!("{error}");
-                None
-            }
-        }
+        let emulator = emulator(facts)?;
+        Some(Arc::new(emulator.with_seed(self.seed)))
     }
 
     fn queries<'a>(&self, data: &'a [f32]) -> Queries<'a> {
@@ -100,7 +95,7 @@ impl Case {
     /// What the device finds.
     fn found(&self, driver: &Arc<dyn Driver>, q: &Queries, kv: &KvView) -> Result<TopK, CudaError> {
         let copied = Copied::new(driver, kv)?;
-        let (_block, rows) = copy_queries(driver, q)?;
+        let rows = copy_queries(driver, q)?;
         top_k(driver, &rows, &copied.cached(), &self.request)?.read()
     }
 
@@ -257,8 +252,10 @@ fn half_precision_of_ieee() {
     let keys: Vec<f16> = pages.keys[0].as_ref().unwrap().iter().map(|x| f16::from_f32(x.to_f32())).collect();
     let keys = Block::of(&driver, &keys).unwrap();
     let table = Block::of(&driver, &[PageEntry { keys: keys.at(), values: 0 }]).unwrap();
-    let cached = Cached { pages: table.at(), len: case.len, n_kv_heads: 2, head_dim: 64, dtype: Dtype::F16 };
-    let (_block, rows) = copy_queries(&driver, &q).unwrap();
+    let shape = CachedShape { len: case.len, n_kv_heads: 2, head_dim: 64, dtype: Dtype::F16 };
+    // SAFETY: the one page of this shape stays until the end.
+    let cached = unsafe { Cached::new(&driver, table.at(), shape) };
+    let rows = copy_queries(&driver, &q).unwrap();
     let got = top_k(&driver, &rows, &cached, &case.request).unwrap().read().unwrap();
     let want = Reference.top_k(&q, &store.view(), &case.request);
     assert!(got == want, "{}", difference(&got, &want));
@@ -273,7 +270,7 @@ fn some_tokens_vote() {
     let data = case.data(|| rng.small());
     let all = Reference.top_k(&case.queries(&data), &store.view(), &case.request);
     let copied = Copied::new(&driver, &store.view()).unwrap();
-    let (_block, rows) = copy_queries(&driver, &case.queries(&data)).unwrap();
+    let rows = copy_queries(&driver, &case.queries(&data)).unwrap();
     for voters in
         [Voters { first: 2, stride: 4 }, Voters { first: 22, stride: 1 }, Voters { first: 23, stride: 3 }]
     {

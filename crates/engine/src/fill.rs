@@ -47,21 +47,15 @@ impl Session {
             step.tokens.clone().map(|_| Mixture::draw(&mut draws, imitated.len())).collect()
         };
         self.logits.clear();
-        if self.context.device().is_some() {
-            self.fill_on_device(ids, &models, &steps, &mut mixtures).map_err(MethodError::from)?;
+        let filled = if self.context.device().is_some() {
+            self.fill_on_device(ids, &models, &steps, &mut mixtures).map_err(MethodError::from)
         } else {
-            let (mut keys, mut values) = (Vec::new(), Vec::new());
-            for step in steps {
-                let mixtures = mixtures(&step);
-                self.context.begin(&step);
-                for (layer, [key, value]) in models.iter().enumerate() {
-                    key.mix(&mixtures, &mut keys);
-                    value.mix(&mixtures, &mut values);
-                    self.context.append(layer, &keys, &values);
-                }
-                self.context.finish();
-                self.note_filled(ids, start, &step);
-            }
+            self.fill_on_host(ids, &models, &steps, &mut mixtures)
+        };
+        // The steps that were finished stay: the session knows them as read.
+        if let Err(error) = filled {
+            self.context.abort();
+            return Err(error.into());
         }
         Ok(())
     }
@@ -74,6 +68,29 @@ impl Session {
 }
 
 impl Session {
+    fn fill_on_host(
+        &mut self,
+        ids: &[u32],
+        models: &[[Imitated; 2]],
+        steps: &[Step],
+        mixtures: &mut dyn FnMut(&Step) -> Vec<Mixture>,
+    ) -> Result<(), MethodError> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let start = steps.first().map_or(0, |step| step.tokens.start);
+        for step in steps {
+            let mixtures = mixtures(step);
+            self.context.begin(step);
+            for (layer, [key, value]) in models.iter().enumerate() {
+                key.mix(&mixtures, &mut keys);
+                value.mix(&mixtures, &mut values);
+                self.context.append(layer, &keys, &values)?;
+            }
+            self.context.finish();
+            self.note_filled(ids, start, step);
+        }
+        Ok(())
+    }
+
     /// The same on the device that keeps the cache: mixing is a product with two weights and a one in each row.
     fn fill_on_device(
         &mut self,

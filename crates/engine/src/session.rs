@@ -363,7 +363,7 @@ impl Session {
         let text = stops.into_text();
         let elapsed = start.elapsed();
         let evidence = if options.evidence > 0 {
-            let mass = self.context.record_mass(false);
+            let mass = self.context.record_mass(false)?;
             passages(&mass, &self.sources, &self.texts, options.evidence)
         } else {
             Vec::new()
@@ -373,7 +373,8 @@ impl Session {
 
     /// Gathers evidence from now on: call it before the prefill whose last token already looks for the answer.
     pub fn gather_evidence(&mut self) {
-        self.context.record_mass(true);
+        // What was recorded before is not wanted, and gone also where it cannot be read.
+        drop(self.context.record_mass(true));
     }
 
     /// Records what the method selects from now on, or stops; returns what was recorded. With

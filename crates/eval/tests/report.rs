@@ -2,6 +2,10 @@
 //!
 //! The browser is a Chromium found as `$CHROME` or in the path; without one the page's text alone is checked.
 
+#[allow(unreachable_pub, reason = "a library has it, too")]
+#[path = "../../cuda-emulator/src/skipped.rs"]
+mod skipped;
+
 use reattention_eval::report::{self, ReportError, Written};
 use reattention_eval::run::{Bucket, Row, Seconds, Tokens, by_depth};
 use serde_json::json;
@@ -327,7 +331,7 @@ impl Browser {
         };
         let program = std::env::var_os("CHROME").map(PathBuf::from).or_else(in_path);
         if program.is_none() {
-            eprintln!("skipped: no Chromium");
+            skipped::skipped("browser", "skipped: no Chromium");
         }
         program.map(|program| Self { program })
     }

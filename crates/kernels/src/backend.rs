@@ -2,7 +2,8 @@
 
 use crate::profile::Part;
 use crate::{
-    Activation, Device, KvView, ListedRequest, LowBitKeys, Matrix, Segment, SignRequest, TopK, TopKRequest,
+    Activation, Device, DeviceError, KvView, ListedRequest, LowBitKeys, Matrix, Segment, SignRequest, TopK,
+    TopKRequest,
 };
 
 /// Raw queries (before RoPE) of the tokens of one step.
@@ -35,6 +36,8 @@ impl<'a> Queries<'a> {
 /// * Results do not depend on the number of threads.
 /// * Query head `h` belongs to KV head `h / (n_heads / n_kv_heads)`.
 /// * Shapes that do not fit together are a bug of the caller and panic with the shapes in the message.
+/// * What goes over the keys of a layer ([`Backend::top_k`], [`Backend::attend`], [`Backend::key_mass`]) may run on a device,
+///   and fails when the device does: no backend computes elsewhere instead. Everything else runs on the host and cannot fail.
 pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Name and path, for reports: `reference`, `cpu (avx512-bf16, 2 threads)`.
     fn name(&self) -> String;
@@ -79,7 +82,10 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// The keys of `request.keys` with the largest `q · k` for each query and head, without rotation, scaling or mask.
     ///
     /// Ties go to the lower token index. See [`TopKRequest`] for the pairing of heads and the tile rule.
-    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK;
+    ///
+    /// # Errors
+    /// When a device fails.
+    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> Result<TopK, DeviceError>;
 
     /// The best keys of each query and head among those of the lists it looks into, scored as in [`Backend::top_k`].
     ///
@@ -110,6 +116,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// A query that sees no key gives zeros and a log-sum-exp of minus infinity.
     ///
     /// `out: [q_len, n_heads, head_dim]` is overwritten; `lse: [q_len, n_heads]` too, when given.
+    ///
+    /// # Errors
+    /// When a device fails; what `out` and `lse` hold then is no result.
     fn attend(
         &self,
         q: &Queries,
@@ -118,13 +127,16 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         scale: f32,
         out: &mut [f32],
         lse: Option<&mut [f32]>,
-    );
+    ) -> Result<(), DeviceError>;
 
     /// The attention each key of `views` gets from each query head, added up over the queries of the step.
     ///
     /// One list a query head, a number for each key of the head's list of segments, in its order: the queries of a head
     /// that see any key give 1 each in all. `lse: [q_len, n_heads]` is what [`Backend::attend`] gave for these segments, or for
     /// more of them than are asked about here.
+    ///
+    /// # Errors
+    /// When a device fails.
     fn key_mass(
         &self,
         q: &Queries,
@@ -132,7 +144,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         views: &[Vec<Segment>],
         scale: f32,
         lse: &[f32],
-    ) -> Vec<Vec<f32>> {
-        crate::reference::key_mass(q, kv, views, scale, lse)
+    ) -> Result<Vec<Vec<f32>>, DeviceError> {
+        Ok(crate::reference::key_mass(q, kv, views, scale, lse))
     }
 }

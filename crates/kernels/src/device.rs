@@ -25,25 +25,70 @@ pub trait Memory: Any + Send + Sync + Debug {}
 impl<T: Any + Send + Sync + Debug> Memory for T {}
 
 /// Floats in a device's memory.
+///
+/// Where they lie only the device knows that made the tensor: it recognises its own by the type of [`Tensor::memory`], which
+/// nobody else can make or take out, and refuses all others. So a tensor that somebody makes up leads nowhere:
+///
+/// ```compile_fail,E0451
+/// # use reattention_kernels::Tensor;
+/// let forged = Tensor { len: 1 << 40, memory: Box::new(0u64) };
+/// ```
 #[derive(Debug)]
 pub struct Tensor {
-    /// Where they lie, as the device counts.
-    pub address: u64,
-    /// How many there are.
-    pub len: usize,
-    /// Whose they are.
-    pub memory: Box<dyn Memory>,
+    len: usize,
+    memory: Box<dyn Memory>,
 }
 
-/// A weight matrix `[rows, cols]` in a device's memory, as the device keeps it.
+impl Tensor {
+    /// For devices: `len` floats in `memory`, of a type that is the device's own.
+    pub fn new(len: usize, memory: Box<dyn Memory>) -> Self {
+        Self { len, memory }
+    }
+
+    /// How many floats there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What only the device knows.
+    pub fn memory(&self) -> &dyn Any {
+        self.memory.as_ref()
+    }
+}
+
+/// A weight matrix `[rows, cols]` in a device's memory, as the device keeps it; as with [`Tensor`], a device knows its own.
 #[derive(Debug)]
 pub struct DeviceMatrix {
+    rows: usize,
+    cols: usize,
+    memory: Box<dyn Memory>,
+}
+
+impl DeviceMatrix {
+    /// For devices: a matrix in `memory`, of a type that is the device's own.
+    pub fn new(rows: usize, cols: usize, memory: Box<dyn Memory>) -> Self {
+        Self { rows, cols, memory }
+    }
+
     /// Outputs.
-    pub rows: usize,
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Inputs.
-    pub cols: usize,
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// What only the device knows.
-    pub memory: Box<dyn Memory>,
+    pub fn memory(&self) -> &dyn Any {
+        self.memory.as_ref()
+    }
 }
 
 /// Element types in which a device keeps weights, keys and values.
@@ -69,8 +114,8 @@ impl DeviceType {
 
 /// Arithmetic on a device. Shapes that do not fit together are a bug of the caller and panic.
 ///
-/// Every function fails with a [`DeviceError`] when memory does not suffice or the device breaks; what ran before may fail in
-/// a later call.
+/// Every function fails with a [`DeviceError`] when memory does not suffice, the device breaks, or it is given tensors, matrices
+/// or finds that are not its own; what ran before may fail in a later call.
 pub trait Device: Send + Sync + Debug {
     /// A number that no other device of this process has.
     fn id(&self) -> u64;
@@ -126,7 +171,7 @@ pub trait Device: Send + Sync + Debug {
         row: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Result<DeviceMatrix, DeviceError>;
 
-    /// `out: [ids.len(), table.cols]`: the rows `ids` of `table`.
+    /// `out: [ids.len(), table.cols]`: the rows `ids` of `table`, all below `table.rows`.
     ///
     /// # Errors
     /// See [`Device`].
@@ -274,13 +319,28 @@ pub struct Search {
     pub offsets: Range<i64>,
 }
 
-/// Tokens that a search has found, ascending: how many, only the device knows.
+/// Tokens that a search has found, ascending: how many, only the device knows. As with [`Tensor`], a device knows its own.
 #[derive(Debug)]
 pub struct Chosen {
+    most: usize,
+    memory: Box<dyn Memory>,
+}
+
+impl Chosen {
+    /// For devices: at most `most` tokens in `memory`, of a type that is the device's own.
+    pub fn new(most: usize, memory: Box<dyn Memory>) -> Self {
+        Self { most, memory }
+    }
+
     /// The most there can be.
-    pub most: usize,
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
     /// What only the device knows.
-    pub memory: Box<dyn Memory>,
+    pub fn memory(&self) -> &dyn Any {
+        self.memory.as_ref()
+    }
 }
 
 /// What the queries of a step attend to on a device.

@@ -6,8 +6,8 @@
 
 use crate::cpu::visible;
 use crate::{
-    Activation, Backend, KvView, ListedRequest, LowBitKeys, Matrix, Pages, Queries, Segment, SignRequest,
-    TopK, TopKRequest,
+    Activation, Backend, DeviceError, KvView, ListedRequest, LowBitKeys, Matrix, Pages, Queries, Segment,
+    SignRequest, TopK, TopKRequest,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -255,7 +255,7 @@ impl Backend for Profiler {
         self.charge(Part::Elementwise, (0.0, 0.0), || self.inner.gate(activation, gate, up));
     }
 
-    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {
+    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> Result<TopK, DeviceError> {
         let scores = (q.q_len * q.n_heads * request.keys.len() * q.head_dim) as f64;
         let bytes = (request.keys.len() * kv.n_kv_heads) as f64 * row_bytes(kv);
         self.charge(Part::Scoring, (2.0 * scores, bytes), || self.inner.top_k(q, kv, request))
@@ -281,9 +281,9 @@ impl Backend for Profiler {
         scale: f32,
         out: &mut [f32],
         lse: Option<&mut [f32]>,
-    ) {
+    ) -> Result<(), DeviceError> {
         let work = attend_work(q, kv, views);
-        self.charge(Part::Attention, work, || self.inner.attend(q, kv, views, scale, out, lse));
+        self.charge(Part::Attention, work, || self.inner.attend(q, kv, views, scale, out, lse))
     }
 
     fn key_mass(
@@ -293,7 +293,7 @@ impl Backend for Profiler {
         views: &[Vec<Segment>],
         scale: f32,
         lse: &[f32],
-    ) -> Vec<Vec<f32>> {
+    ) -> Result<Vec<Vec<f32>>, DeviceError> {
         // The logits once more, without the sums of values.
         let (flops, bytes) = attend_work(q, kv, views);
         let work = (flops / 2.0, bytes / 2.0);

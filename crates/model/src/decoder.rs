@@ -185,7 +185,7 @@ impl Model {
             let is_last = index + 1 == self.shape.n_layers;
             if is_last && *want == Logits::None && observe.is_none() && context.may_skip_view() {
                 self.keys_and_values(layer, n, scratch, backend);
-                context.append(index, &scratch.k, &scratch.v);
+                context.append(index, &scratch.k, &scratch.v)?;
                 break;
             }
             self.attention(index, layer, n, context, scratch, backend)?;

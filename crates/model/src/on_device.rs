@@ -141,7 +141,7 @@ impl Model {
             layer.k.forward(device, &s.normed, n, &mut s.k)?;
             layer.v.forward(device, &s.normed, n, &mut s.v)?;
             if let Some(norm) = &layer.k_norm {
-                device.rms_norm_within(&mut s.k, n * layer.k.matrix.rows / norm.len, norm, eps)?;
+                device.rms_norm_within(&mut s.k, n * layer.k.matrix.rows() / norm.len(), norm, eps)?;
             }
             // What the last layer gives out only becomes logits: without them, its keys and values are all that stays.
             let is_last = index + 1 == self.shape().n_layers;
@@ -150,14 +150,14 @@ impl Model {
                     Some(_) => context.append_on_device(index, &s.k, &s.v)?,
                     None => {
                         let (k, v) = (rows(device, &s.k, n, s.tokens)?, rows(device, &s.v, n, s.tokens)?);
-                        context.append(index, &k, &v);
+                        context.append(index, &k, &v)?;
                     }
                 }
                 break;
             }
             layer.q.forward(device, &s.normed, n, &mut s.q)?;
             if let Some(norm) = &layer.q_norm {
-                device.rms_norm_within(&mut s.q, n * layer.q.matrix.rows / norm.len, norm, eps)?;
+                device.rms_norm_within(&mut s.q, n * layer.q.matrix.rows() / norm.len(), norm, eps)?;
             }
             match context.device() {
                 Some(_) => context.attend_on_device(index, &mut s.q, &s.k, &s.v, &mut s.attended)?,
@@ -330,7 +330,7 @@ fn upload(device: &dyn Device, data: &[f32]) -> Result<Tensor, DeviceError> {
 
 /// The rows of a step of `n` tokens in `tensor`, out of room for `of` tokens.
 fn rows(device: &dyn Device, tensor: &Tensor, n: usize, of: usize) -> Result<Vec<f32>, DeviceError> {
-    device.read(tensor, 0..tensor.len / of * n)
+    device.read(tensor, 0..tensor.len() / of * n)
 }
 
 impl Scratch {

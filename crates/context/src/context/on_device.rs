@@ -70,7 +70,7 @@ impl Context {
         };
         let around = view.segments.iter().map(|s| attended(s, len - 1)).max().unwrap_or(0);
         match &chosen {
-            Some(chosen) => self.around_chosen = self.around_chosen.max((around, around + chosen.most)),
+            Some(chosen) => self.around_chosen = self.around_chosen.max((around, around + chosen.most())),
             None => self.attended_max = self.attended_max.max(around),
         }
         if let Some(scales) = &view.scales {

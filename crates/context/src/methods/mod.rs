@@ -205,7 +205,12 @@ pub trait Method: Send + Sync + std::fmt::Debug {
 
     /// Called for every layer of a step once its keys and values are in the store, before [`Method::view`] and also where
     /// the view is skipped (see [`Method::is_view_stateless`]): the place to keep an index over the keys.
-    fn learn(&mut self, _new: &Appended) {}
+    ///
+    /// # Errors
+    /// When the device that it is learnt with fails; the step is aborted then.
+    fn learn(&mut self, _new: &Appended) -> Result<(), MethodError> {
+        Ok(())
+    }
 
     /// (a), (b) What the queries of a step attend to in one layer, and at which positions.
     ///

@@ -12,7 +12,7 @@
 
 use super::{Layers, Reach, Selector};
 use crate::methods::{Appended, LayerCall};
-use reattention_kernels::{KvView, ListedRequest, Queries, TopK, TopKRequest};
+use reattention_kernels::{DeviceError, KvView, ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
 
 use super::table::Table;
@@ -50,7 +50,7 @@ impl Selector for Boxes {
         "boxes"
     }
 
-    fn extend(&mut self, new: &Appended, keys: Range<usize>) {
+    fn extend(&mut self, new: &Appended, keys: Range<usize>) -> Result<(), DeviceError> {
         let is_long = keys.len() > self.reach.exact_below;
         let (heads, dim) = (new.kv.n_kv_heads, 2 * new.kv.head_dim);
         let make = || Levels {
@@ -58,18 +58,19 @@ impl Selector for Boxes {
             small: Table::per_head(heads, dim),
             large: Table::per_head(heads, dim),
         };
-        let Some(levels) = self.layers.due(new.layer, is_long, make) else { return };
+        let Some(levels) = self.layers.due(new.layer, is_long, make) else { return Ok(()) };
         while levels.end() + LARGE <= keys.end {
             levels.add(&new.kv);
         }
         let known = self.numbers.len() as u32;
         self.numbers.extend(known..keys.end as u32);
+        Ok(())
     }
 
-    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
+    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> Result<TopK, DeviceError> {
         let probes = self.reach.probes(call.step.kind);
         self.layers.search(self.reach, call, q, request, |levels| {
-            (levels.top_k(call, q, request, probes, &self.numbers), levels.end())
+            Ok((levels.top_k(call, q, request, probes, &self.numbers)?, levels.end()))
         })
     }
 
@@ -120,7 +121,7 @@ impl Levels {
         request: &TopKRequest,
         probes: usize,
         numbers: &[u32],
-    ) -> TopK {
+    ) -> Result<TopK, DeviceError> {
         let mut data = Vec::with_capacity(2 * q.data.len());
         for row in q.data.chunks_exact(q.head_dim) {
             data.extend(row.iter().map(|x| x.max(0.0)));
@@ -128,7 +129,7 @@ impl Levels {
         }
         let rows = Queries { data: &data, head_dim: 2 * q.head_dim, ..*q };
         let all = TopKRequest { keys: 0..self.large.len(), k: probes.div_ceil(2), ..request.clone() };
-        let large = call.backend.top_k(&rows, &self.large.view(), &all);
+        let large = call.backend.top_k(&rows, &self.large.view(), &all)?;
         let within = LARGE / SMALL;
         let small = call.backend.top_k_listed(
             &rows,
@@ -140,7 +141,7 @@ impl Levels {
                 keys: &|large| &numbers[large as usize * within..][..within],
             },
         );
-        call.backend.top_k_listed(
+        let found = call.backend.top_k_listed(
             q,
             &call.kv,
             &ListedRequest {
@@ -149,7 +150,8 @@ impl Levels {
                 per_row: small.k,
                 keys: &|small| &numbers[self.start + small as usize * SMALL..][..SMALL],
             },
-        )
+        );
+        Ok(found)
     }
 
     fn truncate(&mut self, n: usize) {

@@ -17,7 +17,7 @@
 use super::tree::Tree;
 use super::{Layers, Reach, Selector, among};
 use crate::methods::{Appended, LayerCall, StepKind};
-use reattention_kernels::{Arena, Backend, KvView, ListedRequest, Queries, TopK, TopKRequest};
+use reattention_kernels::{Arena, Backend, DeviceError, KvView, ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -57,23 +57,24 @@ impl Selector for Clusters {
         "clusters"
     }
 
-    fn extend(&mut self, new: &Appended, keys: Range<usize>) {
+    fn extend(&mut self, new: &Appended, keys: Range<usize>) -> Result<(), DeviceError> {
         let is_long = keys.len() > self.settings.reach.exact_below;
         let forest = self.layers.due(new.layer, is_long, || Forest::new(&new.kv, keys.clone(), &self.arena));
-        let Some(forest) = forest else { return };
-        forest.grow_back(&new.kv, new.backend);
+        let Some(forest) = forest else { return Ok(()) };
+        forest.grow_back(&new.kv, new.backend)?;
         // Questions and answers are often rolled back: their keys wait, as long as they are few.
         let least = if new.step.kind == StepKind::Prefill { BATCH } else { LARGEST_BATCH / 4 };
         while keys.end.saturating_sub(forest.keys.end) >= least {
             let end = keys.end - (keys.end - forest.keys.end) % BATCH;
             let end = end.min(forest.keys.end + LARGEST_BATCH);
-            forest.insert(&new.kv, new.backend, Batch { end, known: keys.end });
+            forest.insert(&new.kv, new.backend, Batch { end, known: keys.end })?;
         }
+        Ok(())
     }
 
-    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
+    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> Result<TopK, DeviceError> {
         self.layers.search(self.settings.reach, call, q, request, |forest| {
-            (forest.top_k(call, q, request, &self.settings), forest.keys.end)
+            Ok((forest.top_k(call, q, request, &self.settings)?, forest.keys.end))
         })
     }
 
@@ -132,21 +133,29 @@ impl Forest {
     }
 
     /// Adds the keys of a batch, which follow those it has.
-    fn insert(&mut self, kv: &KvView, backend: &dyn Backend, batch: Batch) {
+    fn insert(&mut self, kv: &KvView, backend: &dyn Backend, batch: Batch) -> Result<(), DeviceError> {
         let new = self.keys.end..batch.end;
+        let failed = Mutex::new(Ok(()));
         let trees: Vec<Mutex<&mut Tree>> = self.trees.iter_mut().map(Mutex::new).collect();
-        backend.each(trees.len(), &|head| locked(&trees[head]).insert(kv, backend, new.clone()));
+        backend.each(trees.len(), &|head| {
+            if let Err(error) = locked(&trees[head]).insert(kv, backend, new.clone()) {
+                *locked(&failed) = Err(error);
+            }
+        });
+        // Also where one failed: what the others took in is forgotten with the step.
         self.keys.end = new.end;
         self.batches.push(batch);
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Grows the trees as they were at the point that a roll-back went to, if one went into them.
-    fn grow_back(&mut self, kv: &KvView, backend: &dyn Backend) {
+    fn grow_back(&mut self, kv: &KvView, backend: &dyn Backend) -> Result<(), DeviceError> {
         if self.trees.is_empty() {
             self.plant(kv);
             let batches = std::mem::take(&mut self.batches);
-            batches.into_iter().for_each(|batch| self.insert(kv, backend, batch));
+            return batches.into_iter().try_for_each(|batch| self.insert(kv, backend, batch));
         }
+        Ok(())
     }
 
     fn top_k(
@@ -155,12 +164,12 @@ impl Forest {
         q: &Queries,
         request: &TopKRequest,
         settings: &ClusterSettings,
-    ) -> TopK {
+    ) -> Result<TopK, DeviceError> {
         let (probes, backend) = (settings.reach.probes(call.step.kind), call.backend);
         if call.step.kind == StepKind::Prefill {
             // Chunks have many queries that share what they look into.
-            let leaves =
-                self.of_each(call, q, |tree, q| tree.near_leaves(backend, q, probes, settings.spread_weight));
+            let leaves = self
+                .of_each(call, q, |tree, q| tree.near_leaves(backend, q, probes, settings.spread_weight))?;
             let heads = self.trees.len() as u32;
             let list = |(i, &leaf): (usize, &u32)| match leaf {
                 ListedRequest::NONE => leaf,
@@ -169,12 +178,12 @@ impl Forest {
             let lists: Vec<u32> = leaves.indices.iter().enumerate().map(list).collect();
             let keys = |list: u32| self.trees[(list % heads) as usize].tokens(list / heads);
             let listed = ListedRequest { k: request.k, lists: &lists, per_row: leaves.k, keys: &keys };
-            return backend.top_k_listed(q, &call.kv, &listed);
+            return Ok(backend.top_k_listed(q, &call.kv, &listed));
         }
         let wanted = (probes, settings.candidates.max(request.k));
         let found =
-            self.of_each(call, q, |tree, q| tree.candidates(backend, q, wanted, settings.spread_weight));
-        among(call, q, request.k, &found)
+            self.of_each(call, q, |tree, q| tree.candidates(backend, q, wanted, settings.spread_weight))?;
+        Ok(among(call, q, request.k, &found))
     }
 
     /// What `search` finds in each tree for the queries of its KV head, put together.
@@ -182,10 +191,11 @@ impl Forest {
         &self,
         call: &LayerCall,
         q: &Queries,
-        search: impl Fn(&Tree, &Queries) -> TopK + Sync,
-    ) -> TopK {
+        search: impl Fn(&Tree, &Queries) -> Result<TopK, DeviceError> + Sync,
+    ) -> Result<TopK, DeviceError> {
         let group = q.n_heads / self.trees.len();
-        let found: Vec<Mutex<Option<TopK>>> = self.trees.iter().map(|_| Mutex::default()).collect();
+        let found: Vec<Mutex<Option<Result<TopK, DeviceError>>>> =
+            self.trees.iter().map(|_| Mutex::default()).collect();
         call.backend.each(self.trees.len(), &|head| {
             let width = group * q.head_dim;
             let own =
@@ -194,7 +204,7 @@ impl Forest {
             let own = Queries { data: &data, n_heads: group, ..*q };
             *locked(&found[head]) = Some(search(&self.trees[head], &own));
         });
-        let found: Vec<TopK> = found.iter().filter_map(|one| locked(one).take()).collect();
+        let found: Vec<TopK> = found.iter().filter_map(|one| locked(one).take()).collect::<Result<_, _>>()?;
         // Trees with few leaves find less.
         let k = found.iter().map(|one| one.k).max().unwrap_or(0);
         let slots = q.q_len * q.n_heads * k;
@@ -208,7 +218,7 @@ impl Forest {
                 all.scores[to..to + one.k].copy_from_slice(&one.scores[from]);
             }
         }
-        all
+        Ok(all)
     }
 
     /// Forgets what it learned when there were more than the tokens up to `n`; before it is searched again, the next keys come.

@@ -2,7 +2,7 @@
 
 use super::Selector;
 use crate::methods::LayerCall;
-use reattention_kernels::{Queries, TopK, TopKRequest};
+use reattention_kernels::{DeviceError, Queries, TopK, TopKRequest};
 
 /// Scores every key for every query: what the paper does.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ impl Selector for Exact {
         "exact"
     }
 
-    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
+    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> Result<TopK, DeviceError> {
         call.backend.top_k(q, &call.kv, request)
     }
 }

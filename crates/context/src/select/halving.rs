@@ -16,7 +16,7 @@
 use super::table::Table;
 use super::{Layers, Reach, Selector};
 use crate::methods::{Appended, LayerCall};
-use reattention_kernels::{KvView, ListedRequest, Queries, TopK, TopKRequest};
+use reattention_kernels::{DeviceError, KvView, ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
 
 /// Keys in the chunks a query begins with, and in those whose keys it scores. Powers of two.
@@ -65,21 +65,22 @@ impl Selector for Halving {
         "halving"
     }
 
-    fn extend(&mut self, new: &Appended, keys: Range<usize>) {
+    fn extend(&mut self, new: &Appended, keys: Range<usize>) -> Result<(), DeviceError> {
         let is_long = keys.len() > self.reach.exact_below;
         let (heads, dim) = (new.kv.n_kv_heads, new.kv.head_dim);
         let make = || Chunks { start: keys.start, representatives: Table::per_head(heads, dim) };
-        let Some(chunks) = self.layers.due(new.layer, is_long, make) else { return };
+        let Some(chunks) = self.layers.due(new.layer, is_long, make) else { return Ok(()) };
         while chunks.end() + LONGEST <= keys.end {
             chunks.add(&new.kv);
         }
         self.stages.list(chunks);
+        Ok(())
     }
 
-    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
+    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> Result<TopK, DeviceError> {
         let probes = self.reach.probes(call.step.kind);
         self.layers.search(self.reach, call, q, request, |chunks| {
-            (chunks.top_k(call, q, request, probes, &self.stages), chunks.end())
+            Ok((chunks.top_k(call, q, request, probes, &self.stages)?, chunks.end()))
         })
     }
 
@@ -113,9 +114,9 @@ impl Chunks {
         request: &TopKRequest,
         probes: usize,
         stages: &Stages,
-    ) -> TopK {
+    ) -> Result<TopK, DeviceError> {
         let all = TopKRequest { keys: 0..self.representatives.len(), k: probes, ..request.clone() };
-        let mut kept = call.backend.top_k(q, &self.representatives.view(), &all);
+        let mut kept = call.backend.top_k(q, &self.representatives.view(), &all)?;
         let mut length = LONGEST;
         for halves in &stages.representatives {
             length /= 2;
@@ -131,7 +132,7 @@ impl Chunks {
                 *index = ((*index as usize - self.start) / length) as u32;
             }
         }
-        call.backend.top_k_listed(
+        let found = call.backend.top_k_listed(
             q,
             &call.kv,
             &ListedRequest {
@@ -140,7 +141,8 @@ impl Chunks {
                 per_row: kept.k,
                 keys: &|chunk| &stages.tokens[chunk as usize * SHORTEST..][..SHORTEST],
             },
-        )
+        );
+        Ok(found)
     }
 }
 

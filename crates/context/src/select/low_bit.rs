@@ -11,7 +11,7 @@
 
 use super::{Layers, Reach, Selector, among};
 use crate::methods::{Appended, LayerCall};
-use reattention_kernels::{ListedRequest, LowBitKeys, Queries, TopK, TopKRequest};
+use reattention_kernels::{DeviceError, ListedRequest, LowBitKeys, Queries, TopK, TopKRequest};
 use std::ops::Range;
 
 /// What a person may set.
@@ -51,7 +51,7 @@ impl Selector for LowBit {
         "low_bit"
     }
 
-    fn extend(&mut self, new: &Appended, keys: Range<usize>) {
+    fn extend(&mut self, new: &Appended, keys: Range<usize>) -> Result<(), DeviceError> {
         let is_long = keys.len() > self.settings.reach.exact_below;
         let make = || Copies {
             start: keys.start,
@@ -61,16 +61,17 @@ impl Selector for LowBit {
             let (first, left) = (copies.end(), keys.end.saturating_sub(copies.end()));
             copies.keys.add(&new.kv, first..first + left - left % LowBitKeys::TILE);
         }
+        Ok(())
     }
 
-    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
+    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> Result<TopK, DeviceError> {
         let LowBitSettings { reach, candidates, .. } = self.settings;
         self.layers.search(reach, call, q, request, |copies| {
             let mut best = call.backend.top_k_low_bit(q, &copies.keys, candidates);
             for index in best.indices.iter_mut().filter(|i| **i != ListedRequest::NONE) {
                 *index += copies.start as u32;
             }
-            (among(call, q, request.k, &best), copies.end())
+            Ok((among(call, q, request.k, &best), copies.end()))
         })
     }
 

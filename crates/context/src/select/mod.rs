@@ -25,7 +25,7 @@ pub(crate) use reuse::Reuse;
 pub(crate) use table::Table;
 
 use crate::methods::{Appended, LayerCall, StepKind};
-use reattention_kernels::{ListedRequest, Queries, TopK, TopKRequest};
+use reattention_kernels::{DeviceError, ListedRequest, Queries, TopK, TopKRequest};
 use std::ops::Range;
 
 /// A search for the best keys of a layer.
@@ -35,11 +35,19 @@ pub(crate) trait Selector: Send + Sync + std::fmt::Debug {
 
     /// Learns the keys `keys` of the layer that were not in the last such range. Called for every step, in the order of the
     /// tokens.
-    fn extend(&mut self, _new: &Appended, _keys: Range<usize>) {}
+    ///
+    /// # Errors
+    /// When the backend's device fails. [`Selector::truncate`] then forgets the keys, as after any step that is aborted.
+    fn extend(&mut self, _new: &Appended, _keys: Range<usize>) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     /// The best keys of `request` for each query and head of `q`: those of the step, or some of its tokens. Slots that found
     /// no key hold [`reattention_kernels::ListedRequest::NONE`].
-    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK;
+    ///
+    /// # Errors
+    /// When the backend's device fails.
+    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> Result<TopK, DeviceError>;
 
     /// Forgets the tokens from `n` on: what it finds from then on is what it would find if it had never seen them, but for
     /// [`Reuse`] away from a pinned point.
@@ -118,11 +126,11 @@ impl<T> Layers<T> {
         call: &LayerCall,
         q: &Queries,
         request: &TopKRequest,
-        near: impl FnOnce(&T) -> (TopK, usize),
-    ) -> TopK {
+        near: impl FnOnce(&T) -> Result<(TopK, usize), DeviceError>,
+    ) -> Result<TopK, DeviceError> {
         match self.0.get(call.layer) {
             Some(Some(kept)) if !reach.is_exact(call.step.kind, request.keys.len()) => {
-                let (found, end) = near(kept);
+                let (found, end) = near(kept)?;
                 with_rest(found, end, call, q, request)
             }
             _ => call.backend.top_k(q, &call.kv, request),
@@ -152,12 +160,18 @@ fn among(call: &LayerCall, q: &Queries, k: usize, candidates: &TopK) -> TopK {
 }
 
 /// The result `found` of a search over the keys of `request` below `end`, with all later ones scored.
-fn with_rest(found: TopK, end: usize, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
+fn with_rest(
+    found: TopK,
+    end: usize,
+    call: &LayerCall,
+    q: &Queries,
+    request: &TopKRequest,
+) -> Result<TopK, DeviceError> {
     if end >= request.keys.end {
-        return found;
+        return Ok(found);
     }
     let rest = TopKRequest { keys: end..request.keys.end, ..request.clone() };
-    merge(&found, &call.backend.top_k(q, &call.kv, &rest))
+    Ok(merge(&found, &call.backend.top_k(q, &call.kv, &rest)?))
 }
 
 /// The best of two searches over different keys, those of `b` all younger than those of `a`.

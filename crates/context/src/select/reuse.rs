@@ -10,7 +10,7 @@
 
 use super::{Selector, among, with_rest};
 use crate::methods::{Appended, LayerCall, StepKind};
-use reattention_kernels::{Queries, TopK, TopKRequest};
+use reattention_kernels::{DeviceError, Queries, TopK, TopKRequest};
 use std::ops::Range;
 
 /// A selector whose results are reused.
@@ -43,11 +43,11 @@ impl Selector for Reuse {
         self.inner.name()
     }
 
-    fn extend(&mut self, new: &Appended, keys: Range<usize>) {
-        self.inner.extend(new, keys);
+    fn extend(&mut self, new: &Appended, keys: Range<usize>) -> Result<(), DeviceError> {
+        self.inner.extend(new, keys)
     }
 
-    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> TopK {
+    fn top_k(&mut self, call: &LayerCall, q: &Queries, request: &TopKRequest) -> Result<TopK, DeviceError> {
         if call.step.kind != StepKind::Decode {
             return self.inner.top_k(call, q, request);
         }
@@ -63,10 +63,10 @@ impl Selector for Reuse {
                 return with_rest(among(call, q, request.k, &last.found), last.keys.end, call, q, request);
             }
         }
-        let found = self.inner.top_k(call, q, request);
+        let found = self.inner.top_k(call, q, request)?;
         let last = Last { query: q.data.to_vec(), keys: request.keys.clone(), found: found.clone() };
         self.layers[call.layer] = Some(last);
-        found
+        Ok(found)
     }
 
     fn truncate(&mut self, n: usize) {

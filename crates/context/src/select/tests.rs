@@ -50,7 +50,7 @@ impl Layer {
         for layer in 0..shape.n_layers {
             let kv = self.store.view(layer);
             let new = Appended { layer, step: &step, kv, backend: &self.backend };
-            selectors.iter_mut().for_each(|s| s.extend(&new, START..first + n));
+            selectors.iter_mut().for_each(|s| s.extend(&new, START..first + n).unwrap());
         }
     }
 
@@ -78,7 +78,7 @@ impl Layer {
         };
         let request =
             TopKRequest { keys: START..end, k: K, pairing: HeadPairing::Grouped, rule: TopKRule::Exact };
-        selector.top_k(&call, &q, &request)
+        selector.top_k(&call, &q, &request).unwrap()
     }
 
     fn queries(&mut self, q_len: usize) -> Vec<f32> {
@@ -152,7 +152,7 @@ fn what_was_truncated_is_forgotten_and_may_come_again() {
         for layer_number in 0..2 {
             let kv = layer.store.view(layer_number);
             let new = Appended { layer: layer_number, step: &step, kv, backend: &layer.backend };
-            fresh.iter_mut().for_each(|s| s.extend(&new, START..layer.store.len()));
+            fresh.iter_mut().for_each(|s| s.extend(&new, START..layer.store.len()).unwrap());
         }
         let q = layer.queries(10);
         for (s, fresh) in selectors.iter_mut().zip(&mut fresh) {

@@ -4,8 +4,8 @@ use super::leaves::{LEAF, Leaves};
 use super::partition::{Points, partition};
 use super::table::Table;
 use reattention_kernels::{
-    Arena, Backend, Element, HeadPairing, KvView, ListedRequest, LowBitKeys, Queries, SignRequest, TopK,
-    TopKRequest, TopKRule, bf16,
+    Arena, Backend, DeviceError, Element, HeadPairing, KvView, ListedRequest, LowBitKeys, Queries,
+    SignRequest, TopK, TopKRequest, TopKRule, bf16,
 };
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -96,7 +96,7 @@ impl Tree {
         q: &Queries,
         probes: usize,
         spread_weight: f32,
-    ) -> TopK {
+    ) -> Result<TopK, DeviceError> {
         let data = self.extended(q, |length| (SPREAD..SPREAD + 1, spread_weight * length));
         let branches = probes.div_ceil(2).max(BRANCHES);
         self.in_branches(backend, &self.wider(q, &data), branches, probes)
@@ -109,7 +109,7 @@ impl Tree {
         q: &Queries,
         (probes, k): (usize, usize),
         spread_weight: f32,
-    ) -> TopK {
+    ) -> Result<TopK, DeviceError> {
         let probes = probes.min(self.leaves.count());
         let (weights, mut leaves) = if self.leaves.count() <= READ_ON {
             let data = self.extended(q, |length| (0..EXTRA, spread_weight * length / EXTRA as f32));
@@ -118,7 +118,7 @@ impl Tree {
         } else {
             let data = self.extended(q, |length| (RADIUS..RADIUS + 1, spread_weight * length));
             let (rows, branches) = (self.wider(q, &data), probes.div_ceil(2).max(ANSWER_BRANCHES));
-            (column(&rows, q.head_dim + RADIUS, 1.0), self.in_branches(backend, &rows, branches, probes))
+            (column(&rows, q.head_dim + RADIUS, 1.0), self.in_branches(backend, &rows, branches, probes)?)
         };
         // What is left of a promise without the radius is the score of the centre.
         for (row, weight) in weights.into_iter().enumerate() {
@@ -136,11 +136,16 @@ impl Tree {
             per_row: leaves.k,
             group: &|leaf| self.leaves.group(leaf),
         };
-        backend.top_k_signs(q, &request)
+        Ok(backend.top_k_signs(q, &request))
     }
 
     /// Adds the keys of the tokens `new`, which follow those it has.
-    pub(super) fn insert(&mut self, kv: &KvView, backend: &dyn Backend, new: Range<usize>) {
+    pub(super) fn insert(
+        &mut self,
+        kv: &KvView,
+        backend: &dyn Backend,
+        new: Range<usize>,
+    ) -> Result<(), DeviceError> {
         let (dim, width) = (kv.head_dim, kv.head_dim + EXTRA);
         let mut data = vec![0.0; new.len() * width];
         for (token, row) in new.clone().zip(data.chunks_exact_mut(width)) {
@@ -151,10 +156,10 @@ impl Tree {
             let leaf = self.new_leaf();
             self.new_branch(vec![leaf]);
             self.cut(kv, leaf, new.map(|token| token as u32).collect());
-            return;
+            return Ok(());
         }
         let rows = Queries { data: &data, n_heads: 1, q_len: new.len(), head_dim: width, first: new.start };
-        let nearest = self.in_branches(backend, &rows, 1, 1);
+        let nearest = self.in_branches(backend, &rows, 1, 1)?;
         // Pairs of a leaf and a token that joins it, by leaf. Keys that are no numbers are near nothing: any leaf will do.
         let leaf_of = |leaf: u32| if leaf == ListedRequest::NONE { 0 } else { leaf };
         let mut joins: Vec<(u32, u32)> =
@@ -164,6 +169,7 @@ impl Tree {
             let keys = joins.iter().map(|&(_, i)| (new.start as u32 + i, &data[i as usize * width..][..dim]));
             self.join(kv, joins[0].0, keys);
         }
+        Ok(())
     }
 
     /// Queries with `EXTRA` more elements, zero but for those that `extra` names and gives a value by the query's length.
@@ -182,15 +188,21 @@ impl Tree {
     }
 
     /// The best `probes` leaves for each row, of the `n_branches` best branches.
-    fn in_branches(&self, backend: &dyn Backend, rows: &Queries, n_branches: usize, probes: usize) -> TopK {
-        let branches = all_of(backend, rows, &self.branch_centres, n_branches.min(self.branches.len()));
+    fn in_branches(
+        &self,
+        backend: &dyn Backend,
+        rows: &Queries,
+        n_branches: usize,
+        probes: usize,
+    ) -> Result<TopK, DeviceError> {
+        let branches = all_of(backend, rows, &self.branch_centres, n_branches.min(self.branches.len()))?;
         let request = ListedRequest {
             k: probes.min(self.leaves.count()),
             lists: &branches.indices,
             per_row: branches.k,
             keys: &|branch| &self.branches[branch as usize],
         };
-        backend.top_k_listed(rows, &self.leaf_centres.view(), &request)
+        Ok(backend.top_k_listed(rows, &self.leaf_centres.view(), &request))
     }
 
     /// Adds tokens, with their keys less the mean key, to a leaf, and cuts it up if it grows too large.
@@ -329,7 +341,7 @@ impl Tree {
 }
 
 /// The best `k` rows of a table for each query.
-fn all_of(backend: &dyn Backend, rows: &Queries, table: &Table, k: usize) -> TopK {
+fn all_of(backend: &dyn Backend, rows: &Queries, table: &Table, k: usize) -> Result<TopK, DeviceError> {
     let keys = 0..table.len();
     let request = TopKRequest { keys, k, pairing: HeadPairing::Grouped, rule: TopKRule::Exact };
     backend.top_k(rows, &table.view(), &request)

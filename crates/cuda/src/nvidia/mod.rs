@@ -162,7 +162,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Driver for Nvidia {
+// SAFETY: memory is NVIDIA's driver's own, taken and given back in the order of one stream, and every call goes to it as it is.
+unsafe impl Driver for Nvidia {
     fn facts(&self) -> &Facts {
         &self.facts
     }

@@ -2,20 +2,15 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use crate::common::{AnyStore, Rng, key_set};
-use cuda_emulator::{Emulator, facts};
+use cuda_emulator::{emulator, facts};
 use reattention_cuda::driver::Driver;
 use reattention_kernels::{Band, KeySet, Position, Queries, RopeTable, Segment};
 use std::sync::Arc;
 
 /// A device whose threads run in the order of `seed`; `None`, and a line, where there is no compiler for it.
 pub(crate) fn device(seed: u64) -> Option<Arc<dyn Driver>> {
-    match Emulator::new(facts()) {
-        Ok(emulator) => Some(Arc::new(emulator.with_seed(seed))),
-        Err(error) => {
-            println!("{error}");
-            None
-        }
-    }
+    let emulator = emulator(facts())?;
+    Some(Arc::new(emulator.with_seed(seed)))
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -22,8 +22,8 @@ pub use path::Path;
 
 use crate::profile::AttendClock;
 use crate::{
-    Activation, Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK,
-    TopKRequest,
+    Activation, Backend, DeviceError, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment,
+    SignRequest, TopK, TopKRequest,
 };
 use pool::Pool;
 use std::sync::Arc;
@@ -112,6 +112,38 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    /// [`Backend::top_k`], which cannot fail here.
+    pub fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {
+        top_k::top_k(&self.pool, self.path, q, kv, request)
+    }
+
+    /// [`Backend::attend`], which cannot fail here.
+    pub fn attend(
+        &self,
+        q: &Queries,
+        kv: &KvView,
+        views: &[Vec<Segment>],
+        scale: f32,
+        out: &mut [f32],
+        lse: Option<&mut [f32]>,
+    ) {
+        attend::attend(&self.pool, self.path, self.clock.as_deref(), q, kv, views, scale, out, lse)
+    }
+
+    /// [`Backend::key_mass`], which cannot fail here.
+    pub fn key_mass(
+        &self,
+        q: &Queries,
+        kv: &KvView,
+        views: &[Vec<Segment>],
+        scale: f32,
+        lse: &[f32],
+    ) -> Vec<Vec<f32>> {
+        key_mass::key_mass(&self.pool, self.path, q, kv, views, scale, lse)
+    }
+}
+
 impl Backend for Cpu {
     fn name(&self) -> String {
         let threads = self.threads();
@@ -146,8 +178,8 @@ impl Backend for Cpu {
         elementwise::gate(&self.pool, self.path, activation, gate, up)
     }
 
-    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {
-        top_k::top_k(&self.pool, self.path, q, kv, request)
+    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> Result<TopK, DeviceError> {
+        Ok(self.top_k(q, kv, request))
     }
 
     fn top_k_listed(&self, q: &Queries, kv: &KvView, request: &ListedRequest) -> TopK {
@@ -170,8 +202,9 @@ impl Backend for Cpu {
         scale: f32,
         out: &mut [f32],
         lse: Option<&mut [f32]>,
-    ) {
-        attend::attend(&self.pool, self.path, self.clock.as_deref(), q, kv, views, scale, out, lse)
+    ) -> Result<(), DeviceError> {
+        self.attend(q, kv, views, scale, out, lse);
+        Ok(())
     }
 
     fn key_mass(
@@ -181,8 +214,8 @@ impl Backend for Cpu {
         views: &[Vec<Segment>],
         scale: f32,
         lse: &[f32],
-    ) -> Vec<Vec<f32>> {
-        key_mass::key_mass(&self.pool, self.path, q, kv, views, scale, lse)
+    ) -> Result<Vec<Vec<f32>>, DeviceError> {
+        Ok(self.key_mass(q, kv, views, scale, lse))
     }
 }
 

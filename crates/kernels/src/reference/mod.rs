@@ -3,8 +3,8 @@
 use crate::low_bit::LowBitQuery;
 use crate::signs::from_code;
 use crate::{
-    Backend, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK, TopKRequest,
-    TopKRule,
+    Backend, DeviceError, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK,
+    TopKRequest, TopKRule,
 };
 
 /// Plain f32 arithmetic on the calling thread.
@@ -61,35 +61,8 @@ impl Backend for Reference {
         }
     }
 
-    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {
-        let keys = request.keys.clone();
-        let k = match request.rule {
-            TopKRule::Exact => request.k.min(keys.len()),
-            TopKRule::BestPerTile { .. } => request.k,
-        };
-        let mut found =
-            TopK { q_len: q.q_len, n_heads: q.n_heads, k, indices: Vec::new(), scores: Vec::new() };
-        let mut key = vec![0.0; kv.head_dim];
-        for token in 0..q.q_len {
-            for head in 0..q.n_heads {
-                let kv_head = request.pairing.kv_head(head, q.n_heads, kv.n_kv_heads);
-                let mut scores: Vec<(f32, u32)> = Vec::with_capacity(keys.len());
-                for t in keys.clone() {
-                    kv.copy_key(kv_head, t, &mut key);
-                    scores.push((dot(q.row(token, head), &key), t as u32));
-                }
-                if let TopKRule::BestPerTile { tile } = request.rule {
-                    let best =
-                        |tile: &[(f32, u32)]| *tile.iter().min_by(|a, b| best_first(a, b)).expect("a tile");
-                    scores = scores.chunks(tile).map(best).collect();
-                    scores.resize(scores.len().max(k), (f32::MIN, keys.start as u32));
-                }
-                scores.sort_by(best_first);
-                found.indices.extend(scores[..k].iter().map(|s| s.1));
-                found.scores.extend(scores[..k].iter().map(|s| s.0));
-            }
-        }
-        found
+    fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> Result<TopK, DeviceError> {
+        Ok(self.top_k(q, kv, request))
     }
 
     fn top_k_listed(&self, q: &Queries, kv: &KvView, request: &ListedRequest) -> TopK {
@@ -198,6 +171,54 @@ impl Backend for Reference {
         views: &[Vec<Segment>],
         scale: f32,
         out: &mut [f32],
+        lse: Option<&mut [f32]>,
+    ) -> Result<(), DeviceError> {
+        self.attend(q, kv, views, scale, out, lse);
+        Ok(())
+    }
+}
+
+impl Reference {
+    /// [`Backend::top_k`], which cannot fail here.
+    pub fn top_k(&self, q: &Queries, kv: &KvView, request: &TopKRequest) -> TopK {
+        let keys = request.keys.clone();
+        let k = match request.rule {
+            TopKRule::Exact => request.k.min(keys.len()),
+            TopKRule::BestPerTile { .. } => request.k,
+        };
+        let mut found =
+            TopK { q_len: q.q_len, n_heads: q.n_heads, k, indices: Vec::new(), scores: Vec::new() };
+        let mut key = vec![0.0; kv.head_dim];
+        for token in 0..q.q_len {
+            for head in 0..q.n_heads {
+                let kv_head = request.pairing.kv_head(head, q.n_heads, kv.n_kv_heads);
+                let mut scores: Vec<(f32, u32)> = Vec::with_capacity(keys.len());
+                for t in keys.clone() {
+                    kv.copy_key(kv_head, t, &mut key);
+                    scores.push((dot(q.row(token, head), &key), t as u32));
+                }
+                if let TopKRule::BestPerTile { tile } = request.rule {
+                    let best =
+                        |tile: &[(f32, u32)]| *tile.iter().min_by(|a, b| best_first(a, b)).expect("a tile");
+                    scores = scores.chunks(tile).map(best).collect();
+                    scores.resize(scores.len().max(k), (f32::MIN, keys.start as u32));
+                }
+                scores.sort_by(best_first);
+                found.indices.extend(scores[..k].iter().map(|s| s.1));
+                found.scores.extend(scores[..k].iter().map(|s| s.0));
+            }
+        }
+        found
+    }
+
+    /// [`Backend::attend`], which cannot fail here.
+    pub fn attend(
+        &self,
+        q: &Queries,
+        kv: &KvView,
+        views: &[Vec<Segment>],
+        scale: f32,
+        out: &mut [f32],
         mut lse: Option<&mut [f32]>,
     ) {
         let (dim, group) = (q.head_dim, q.n_heads / kv.n_kv_heads);
@@ -238,6 +259,18 @@ impl Backend for Reference {
                 }
             }
         }
+    }
+
+    /// [`Backend::key_mass`], which cannot fail here.
+    pub fn key_mass(
+        &self,
+        q: &Queries,
+        kv: &KvView,
+        views: &[Vec<Segment>],
+        scale: f32,
+        lse: &[f32],
+    ) -> Vec<Vec<f32>> {
+        key_mass(q, kv, views, scale, lse)
     }
 }
 

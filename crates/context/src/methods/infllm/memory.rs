@@ -2,7 +2,9 @@
 
 use super::super::Archived;
 use crate::select::Table;
-use reattention_kernels::{Backend, HeadPairing, KvView, Pages, Queries, TopKRequest, TopKRule, bf16};
+use reattention_kernels::{
+    Backend, DeviceError, HeadPairing, KvView, Pages, Queries, TopKRequest, TopKRule, bf16,
+};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -116,18 +118,23 @@ impl LayerMemory {
     }
 
     /// The `k` blocks with the largest product of representative and `query: [n_heads · head_dim]`, ascending.
-    pub(super) fn best_blocks(&self, backend: &dyn Backend, query: &[f32], k: usize) -> Vec<usize> {
-        let Some(table) = &self.representatives else { return Vec::new() };
+    pub(super) fn best_blocks(
+        &self,
+        backend: &dyn Backend,
+        query: &[f32],
+        k: usize,
+    ) -> Result<Vec<usize>, DeviceError> {
+        let Some(table) = &self.representatives else { return Ok(Vec::new()) };
         // All heads together are one: their products add up.
         let q = Queries { data: query, n_heads: 1, q_len: 1, head_dim: query.len(), first: 0 };
         let request =
             TopKRequest { k, keys: 0..table.len(), pairing: HeadPairing::Grouped, rule: TopKRule::Exact };
-        let best = backend.top_k(&q, &table.view(), &request);
+        let best = backend.top_k(&q, &table.view(), &request)?;
         // Where scores are no numbers, slots stay empty.
         let found = best.indices.iter().map(|&b| b as usize).filter(|b| *b < table.len());
         let mut blocks: Vec<usize> = found.collect();
         blocks.sort_unstable();
-        blocks
+        Ok(blocks)
     }
 
     /// Blocks that were put away.

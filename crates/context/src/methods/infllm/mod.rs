@@ -21,7 +21,7 @@ use super::{LayerCall, Method, Selection, Step, View, chunks, question_apart};
 use crate::ModelShape;
 use crate::settings::{MethodError, MethodSpec, Settings};
 use memory::{Cuts, LayerMemory, Pending};
-use reattention_kernels::{Band, ColdFile, KeySet, PAGE, Position, RopeTable, Segment};
+use reattention_kernels::{Band, ColdFile, DeviceError, KeySet, PAGE, Position, RopeTable, Segment};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -96,9 +96,9 @@ impl InfLlm {
     }
 
     /// The blocks out of `n` that answer the mean query of the call best, ascending.
-    fn choose(&self, call: &LayerCall, rope: &RopeTable, n: usize) -> Vec<usize> {
+    fn choose(&self, call: &LayerCall, rope: &RopeTable, n: usize) -> Result<Vec<usize>, DeviceError> {
         if n <= self.top_k || self.top_k == 0 {
-            return (0..n.min(self.top_k)).collect();
+            return Ok((0..n.min(self.top_k)).collect());
         }
         let (q, width) = (call.q, self.n_heads * self.head_dim);
         let mut mean = vec![0.0; width];
@@ -155,7 +155,7 @@ impl Method for InfLlm {
         let archived = self.layers[call.layer].settle(&cuts, start, &call.kv, self.n_heads);
         let oldest = (start + 1).saturating_sub(cuts.local);
         let rope = call.ropes.for_positions(cuts.local.max(end - oldest))?;
-        let blocks = self.choose(call, &rope, n_blocks);
+        let blocks = self.choose(call, &rope, n_blocks)?;
         let far = self.far(&call.step.tokens, &blocks);
         // Only distances matter inside the window; counting from its start keeps the positions small.
         let slot = Position::Index { offset: -(oldest as i64) };

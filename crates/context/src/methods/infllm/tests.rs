@@ -180,7 +180,7 @@ fn tokens_nobody_attended_from_are_blocks_as_well() {
     let step = Step { tokens: 30..90, kind: StepKind::Prefill };
     fed.0.begin(&step);
     let rows = vec![0.5; 60 * 16];
-    (0..2).for_each(|layer| fed.0.append(layer, &rows, &rows));
+    (0..2).for_each(|layer| fed.0.append(layer, &rows, &rows).unwrap());
     fed.0.finish();
     fed.0.trace(true);
     fed.feed(&ids(5, 3));

@@ -19,7 +19,8 @@ use crate::select::{
 };
 use crate::settings::{MethodError, MethodSpec, Reader, Settings};
 use reattention_kernels::{
-    Band, HeadPairing, KeySet, Position, Queries, Search, Segment, TopKRequest, TopKRule, VoteRule,
+    Band, DeviceError, HeadPairing, KeySet, Position, Queries, Search, Segment, TopKRequest, TopKRule,
+    VoteRule,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -306,7 +307,7 @@ impl ReAttention {
     }
 
     /// One selection for the layer, or one a KV head.
-    fn selections(&mut self, call: &LayerCall, middle: Range<usize>) -> Vec<Selection> {
+    fn selections(&mut self, call: &LayerCall, middle: Range<usize>) -> Result<Vec<Selection>, DeviceError> {
         let request = self.request(call.step, middle.clone());
         let data: Vec<f32>;
         let mut voters = call.q;
@@ -317,7 +318,7 @@ impl ReAttention {
             data = tokens.flatten().copied().collect();
             voters = Queries { data: &data, q_len: data.len() / row, ..call.q };
         }
-        let best = self.selector.top_k(call, &voters, &request);
+        let best = self.selector.top_k(call, &voters, &request)?;
         let scale = call.scale;
         let lists = if self.per_kv_head { call.kv.n_kv_heads } else { 1 };
         let heads = call.q.n_heads / lists;
@@ -326,7 +327,8 @@ impl ReAttention {
                 (0..best.q_len).flat_map(|token| (list * heads..(list + 1) * heads).map(move |h| (token, h)));
             rows.flat_map(|(token, head)| votes(self.vote, &best, token, head, scale)).collect()
         };
-        (0..lists).map(|list| select(votes_of(list), self.clip, self.spans(), middle.clone())).collect()
+        let select = |list| select(votes_of(list), self.clip, self.spans(), middle.clone());
+        Ok((0..lists).map(select).collect())
     }
 
     /// `[global | selected | local]` at contiguous (or original) positions, for at most `most_selected` selected tokens.
@@ -474,11 +476,12 @@ impl Method for ReAttention {
         question_apart(tokens, apart, self.chunk, self.global + self.local)
     }
 
-    fn learn(&mut self, new: &Appended) {
+    fn learn(&mut self, new: &Appended) -> Result<(), MethodError> {
         let end = new.step.tokens.end;
         if end > self.global + self.local && self.top_k > 0 {
-            self.selector.extend(new, self.global..end - self.local_of(end));
+            self.selector.extend(new, self.global..end - self.local_of(end))?;
         }
+        Ok(())
     }
 
     fn truncate(&mut self, n: usize) {
@@ -502,7 +505,7 @@ impl Method for ReAttention {
         let local = self.local_of(end);
         let searched = self.searches(call.step);
         let selections = if searched {
-            self.selections(call, self.global..end - local)
+            self.selections(call, self.global..end - local)?
         } else {
             vec![Selection::default()]
         };
