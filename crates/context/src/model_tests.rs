@@ -271,7 +271,7 @@ impl Fed {
         let (q, k) = (vectors(self.shape.n_heads, 1), vectors(self.shape.n_kv_heads, 2));
         let v = vectors(self.shape.n_kv_heads, 3);
         let mut out = vec![0.0; q.len()];
-        self.context.attend(layer, &q, &k, &v, &mut out)?;
+        self.context.attend(layer, &q, &k, &v, None, &mut out)?;
         Ok(out)
     }
 

@@ -87,7 +87,7 @@ fn slots_that_cannot_be_kept_are_refused_by_name() {
             let vectors = |heads: usize| vec![0.5; tokens.len() * heads * shape.head_dim];
             let (q, kv) = (vectors(shape.n_heads), vectors(shape.n_kv_heads));
             let mut out = q.clone();
-            context.attend(layer, &q, &kv, &kv, &mut out)?;
+            context.attend(layer, &q, &kv, &kv, None, &mut out)?;
         }
         context.finish();
         Ok(())
