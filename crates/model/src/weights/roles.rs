@@ -103,7 +103,7 @@ impl Pieces {
     }
 
     /// The same from row `first` of the tensor on.
-    fn from(self, first: usize) -> Self {
+    fn shifted(self, first: usize) -> Self {
         Self(self.0.into_iter().map(|r| first + r.start..first + r.end).collect())
     }
 
@@ -192,7 +192,7 @@ pub(crate) struct SparseRoles {
 /// The MLP of a layer.
 pub(crate) enum MlpRoles {
     Dense(GatedRoles),
-    Sparse(SparseRoles),
+    Sparse(Box<SparseRoles>),
 }
 
 /// Names, shapes and parts of every tensor of a configuration.
@@ -217,7 +217,7 @@ impl Roles<'_> {
                 [part(names.q, q_rows, q), part(names.k, kv_rows, k), part(names.v, kv_rows, v)]
             }
             Packing::Stacked => {
-                [q, k.from(q_rows), v.from(q_rows + kv_rows)].map(|p| part(names.qkv, all, p))
+                [q, k.shifted(q_rows), v.shifted(q_rows + kv_rows)].map(|p| part(names.qkv, all, p))
             }
             Packing::Grouped => [(0, group), (group, 1), (group + 1, 1)].map(|(first, heads)| {
                 let of_group = |g: usize| (g * (group + 2) + first) * c.head_dim;
@@ -238,7 +238,7 @@ impl Roles<'_> {
     pub(crate) fn mlp(&self, layer: usize) -> MlpRoles {
         match (&self.config.experts, self.layout.experts) {
             (Some(experts), Some(names)) if experts.is_sparse(layer) => {
-                MlpRoles::Sparse(self.sparse(layer, experts, names))
+                MlpRoles::Sparse(Box::new(self.sparse(layer, experts, names)))
             }
             _ => MlpRoles::Dense(self.dense(layer)),
         }
@@ -249,7 +249,7 @@ impl Roles<'_> {
         let up_shape = [c.intermediate, c.hidden];
         let [gate, up] = match self.layout.form.gate_up {
             true => [0, 1].map(|half| {
-                let rows = Pieces::all(c.intermediate).from(half * c.intermediate);
+                let rows = Pieces::all(c.intermediate).shifted(half * c.intermediate);
                 linear(names.gate_up, layer, [2 * c.intermediate, c.hidden], rows, c.mlp_bias)
             }),
             false => [names.gate, names.up]
@@ -297,11 +297,13 @@ impl Roles<'_> {
             // Rows that the tensor has for one expert, and which of them are this matrix's.
             let (all, mine) = match names.form {
                 _ if is_down || !is_fused => (rows, Pieces::all(rows)),
-                ExpertForm::Single | ExpertForm::Stacked => (2 * rows, Pieces::all(rows).from(which * rows)),
+                ExpertForm::Single | ExpertForm::Stacked => {
+                    (2 * rows, Pieces::all(rows).shifted(which * rows))
+                }
                 ExpertForm::Transposed | ExpertForm::Mxfp4 => (2 * rows, Pieces::every(2, which, rows)),
             };
             let name = format!("{base}{}", names.ends[0]);
-            let stacked = || mine.clone().from(expert * all);
+            let stacked = || mine.clone().shifted(expert * all);
             let weight = match names.form {
                 ExpertForm::Single => Slot::rows(name, vec![all, cols], mine.clone()),
                 ExpertForm::Stacked => Slot::rows(name, vec![experts.count, all, cols], stacked()),
