@@ -1,7 +1,7 @@
 //! Flags that several commands share, and what they stand for.
 
 use crate::failure::{Blame, Failure};
-use crate::terminal::shown;
+use crate::terminal::{SafeWriter, escaped_json, shown};
 use anyhow::{anyhow, bail};
 use clap::ValueEnum;
 use reattention::methods::{Method, build, specs};
@@ -21,11 +21,11 @@ use std::sync::Arc;
 /// The model, and what it runs on.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Hugging Face folder or GGUF file; the built-in model if left out.
+    /// Hugging Face folder or GGUF file; if left out the built-in model, which looks up numbers of five digits and nothing else.
     #[arg(long, value_name = "DIR|FILE.gguf")]
     pub(crate) model: Option<PathBuf>,
     /// Computing threads; all cores if left out.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = whole, value_name = "N")]
     threads: Option<usize>,
     /// What computes on the CPU: cpu is fast, reference plain and slow.
     #[arg(long, value_enum, default_value = "cpu")]
@@ -86,7 +86,7 @@ pub(crate) struct MethodArgs {
     #[arg(long, value_name = "SPEC")]
     rope: Option<String>,
     /// Tokens fed at once; the same as --set chunk=N.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = whole, value_name = "N")]
     chunk: Option<usize>,
 }
 
@@ -309,8 +309,9 @@ impl OutputArgs {
         };
         tracing_subscriber::fmt()
             .with_max_level(level)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(|| SafeWriter(std::io::stderr()))
+            // Colours would be escaped with everything else that steers a terminal.
+            .with_ansi(false)
             .without_time()
             .init();
     }
@@ -340,7 +341,66 @@ pub(crate) fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
 
 /// Writes an object to stdout as JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    print(serde_json::to_string_pretty(value).running()?)
+    print(escaped_json(&serde_json::to_string_pretty(value).running()?))
+}
+
+/// Says that a text is longer than what the model was trained for, where the method does nothing about it.
+pub(crate) fn warn_of_window(
+    output: &OutputArgs,
+    method: &str,
+    has_rope: bool,
+    tokens: usize,
+    window: usize,
+) {
+    if method == "full" && !has_rope && tokens > window {
+        output.say(format_args!(
+            "warning: {tokens} tokens exceed the model's window of {window}; full attention breaks there (try --method reattention)"
+        ));
+    }
+}
+
+/// A whole number of things.
+pub(crate) fn whole(text: &str) -> anyhow::Result<usize> {
+    text.parse().map_err(|_| anyhow!("`{text}` is not a whole number from 0 to {}", usize::MAX))
+}
+
+/// A seed, given or drawn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seed {
+    /// The seed.
+    pub(crate) value: u64,
+    /// Whether it was drawn, for `-1`.
+    pub(crate) is_drawn: bool,
+}
+
+impl Seed {
+    /// Says which one was drawn.
+    pub(crate) fn tell(self, output: &OutputArgs) {
+        if self.is_drawn {
+            output.say(self);
+        }
+    }
+}
+
+impl std::fmt::Display for Seed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "seed {}{}", self.value, if self.is_drawn { " (drawn)" } else { "" })
+    }
+}
+
+impl std::str::FromStr for Seed {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "-1" {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            let value =
+                now.map_or(0, |d| d.as_nanos() as u64) ^ u64::from(std::process::id()).rotate_left(32);
+            return Ok(Self { value, is_drawn: true });
+        }
+        let wrong =
+            |_| format!("`{text}` is not a seed; it is a whole number from 0, or -1 for one drawn now");
+        Ok(Self { value: text.parse().map_err(wrong)?, is_drawn: false })
+    }
 }
 
 /// A method as JSON: `{name, params}`, numbers and truths as such.
@@ -380,6 +440,13 @@ pub(crate) fn tokens(text: &str) -> anyhow::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_seed_below_zero_is_drawn() {
+        let seed = |text: &str| text.parse::<Seed>();
+        assert!(seed("7").is_ok_and(|s| s.value == 7 && !s.is_drawn));
+        assert!(seed("-1").is_ok_and(|s| s.is_drawn) && seed("-2").is_err() && seed("x").is_err());
+    }
 
     #[test]
     fn token_counts_are_read() {

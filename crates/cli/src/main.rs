@@ -9,7 +9,7 @@ mod failure;
 mod progress;
 mod terminal;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::{ask, bench, demo, eval, inspect, methods, report, score};
 use std::process::ExitCode;
 
@@ -42,7 +42,20 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            // What it quotes of the arguments may steer a terminal.
+            common::complain(error.render().to_string().trim_end());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+        // Help and version.
+        Err(text) => {
+            let _ = text.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    let result = match cli.command {
         Command::Ask(args) => ask::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Methods(args) => methods::run(&args),
@@ -53,4 +66,17 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
     };
     result.unwrap_or_else(|failure| failure.report())
+}
+
+/// The arguments. A flag that takes one value takes `-1` as one, so that what is wrong with it can be said.
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| {
+            let takes_one =
+                arg.get_long().is_some() && arg.get_action().takes_values() && arg.get_num_args().is_none();
+            if takes_one { arg.allow_negative_numbers(true) } else { arg }
+        })
+    });
+    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }

@@ -137,7 +137,7 @@ fn bad_input_is_named_and_exits_with_2() {
         (ask(&["--method", "ms-poe", "--rope", "dynamic"]), "follow the length"),
         (of(&["eval", "needle", "--method", "ms-poe", "--rope", "dynamic"]), "follow the length"),
         (ask(&["--temperature=-1"]), "temperature"),
-        (ask(&["--top-p", "0"]), "top_p is 0"),
+        (ask(&["--top-p", "0"]), "--top-p is 0"),
         (ask(&["--threads", "0"]), "--threads must be at least 1"),
         (ask(&["--kv", "int3"]), "int3"),
         (ask(&["--model", "no-such-model"]), "no-such-model"),

@@ -47,14 +47,14 @@ mod stops;
 mod text;
 
 pub use evidence::Evidence;
-pub use limits::available;
+pub use limits::{MemoryLimit, available, memory_limit};
 pub use memory::{DevicePlan, MemoryPlan, OutOfMemory, human, peak_rss, reset_peak_rss};
 pub use package::{Engine, Package, give_catalyst};
 pub use progress::{Cancel, Progress};
 pub use prompt::{Prompt, PromptError, Source};
 pub use sampler::{Sampler, Sampling, SamplingError, argmax};
 pub use session::{Finish, GenerateOptions, Generation, Prefilled, Session, SessionError};
-pub use text::{TextError, decode, read_text};
+pub use text::{TextError, decode, read_from, read_text};
 
 /// Whoever embeds it moves sessions between threads and shares engines.
 const _: fn() = || {

@@ -10,11 +10,37 @@ pub fn available() -> Option<usize> {
     available_under(Path::new("/"))
 }
 
+/// A limit on memory that a control group sets.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MemoryLimit {
+    /// The group's folder.
+    pub group: PathBuf,
+    /// What it may use, in bytes.
+    pub limit: usize,
+    /// What is left of that, in bytes: file pages that the system gives back when asked are not counted as used.
+    pub left: usize,
+}
+
+/// The control group that leaves this process the least, if it leaves less than the system has.
+pub fn memory_limit() -> Option<MemoryLimit> {
+    limit_under(Path::new("/"))
+}
+
 /// [`available`], with `proc` and the file systems of control groups below `root`.
 fn available_under(root: &Path) -> Option<usize> {
-    let info = std::fs::read_to_string(root.join("proc/meminfo")).ok()?;
-    let system = kib(&info, "MemAvailable:")?;
-    Some(groups(root).iter().filter_map(Group::left).fold(system, usize::min))
+    let system = system_under(root)?;
+    Some(limit_under(root).map_or(system, |limit| limit.left))
+}
+
+fn limit_under(root: &Path) -> Option<MemoryLimit> {
+    let system = system_under(root).unwrap_or(usize::MAX);
+    let limits = groups(root).into_iter().filter_map(|group| group.limit());
+    limits.min_by_key(|limit| limit.left).filter(|limit| limit.left < system)
+}
+
+/// What the whole machine has left.
+fn system_under(root: &Path) -> Option<usize> {
+    kib(&std::fs::read_to_string(root.join("proc/meminfo")).ok()?, "MemAvailable:")
 }
 
 /// The number of bytes behind `key` in a table of kilobytes, as proc(5) has them.
@@ -30,8 +56,8 @@ struct Group {
 }
 
 impl Group {
-    /// What its limit leaves; `None` where it has none.
-    fn left(&self) -> Option<usize> {
+    /// Its limit; `None` where it has none.
+    fn limit(&self) -> Option<MemoryLimit> {
         let [limit, usage] = match self.is_v2 {
             true => ["memory.max", "memory.current"],
             false => ["memory.limit_in_bytes", "memory.usage_in_bytes"],
@@ -39,7 +65,8 @@ impl Group {
         // Version 2 writes `max` for no limit, version 1 a number beyond any memory, which decides nothing either.
         let limit: usize = self.read(limit)?.trim().parse().ok()?;
         let used: usize = self.read(usage).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        Some(limit.saturating_sub(used.saturating_sub(self.cached())))
+        let left = limit.saturating_sub(used.saturating_sub(self.cached()));
+        Some(MemoryLimit { group: self.dir.clone(), limit, left })
     }
 
     /// File pages counted as used, which the system gives back when asked.
@@ -133,6 +160,12 @@ mod tests {
 
     /// A system with 8 GiB free, a process in `cgroup`, `mounts`, and files of control groups.
     fn system(cgroup: &str, mounts: &str, files: &[(&str, &str)]) -> Option<usize> {
+        let (available, limit) = told(cgroup, mounts, files);
+        assert!(limit.is_none_or(|limit| Some(limit.left) == available && limit.limit >= limit.left));
+        available
+    }
+
+    fn told(cgroup: &str, mounts: &str, files: &[(&str, &str)]) -> (Option<usize>, Option<MemoryLimit>) {
         let root = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = root.path().join(path);
@@ -143,7 +176,7 @@ mod tests {
         write("proc/self/cgroup", cgroup);
         write("proc/self/mountinfo", mounts);
         files.iter().for_each(|(path, text)| write(path, text));
-        available_under(root.path())
+        (available_under(root.path()), limit_under(root.path()))
     }
 
     const V2: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n";
@@ -163,6 +196,10 @@ mod tests {
         ];
         // 3 GiB, of which 2 are used, half of that by files that can go.
         assert_eq!(system("0::/slurm/job_7/step_0\n", V2, &files), Some(2 * GIB));
+        let (_, limit) = told("0::/slurm/job_7/step_0\n", V2, &files);
+        let limit = limit.unwrap();
+        assert!(limit.group.ends_with(job) && limit.limit == 3 * GIB, "{limit:?}");
+        assert_eq!(told("0::/", V2, &[]).1, None);
         assert_eq!(system("0::/other\n", V2, &files), Some(8 * GIB));
         assert_eq!(system("0::/slurm/other\n", V2, &files), Some(5 * GIB));
     }

@@ -1,6 +1,6 @@
 //! What a session will take of memory, known before anything is loaded.
 
-use crate::limits::{available, kib};
+use crate::limits::{MemoryLimit, available, kib, memory_limit};
 use reattention::methods::Method;
 use reattention::{KvDtype, ModelShape, Store};
 use reattention_kernels::{Device, KvRoom};
@@ -26,6 +26,8 @@ pub struct MemoryPlan {
     pub total: usize,
     /// Memory the system can give, if it tells.
     pub available: Option<usize>,
+    /// The control group that limits it, if one does.
+    pub limit: Option<MemoryLimit>,
     /// Keys and values of one token.
     pub kv_per_token: usize,
     /// Disk space that keys and values take; not part of the total.
@@ -55,7 +57,7 @@ pub struct DevicePlan {
 
 /// The plan does not fit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{tokens} tokens need {}{place} ({} of it keys and values at {} a token), but {} is available{advice}",
+#[error("{tokens} tokens need {}{place} ({} of it keys and values at {} a token), but {} is available{limit}{advice}",
     human(*.total), human(*.kv), human(*.kv_per_token), human(*.available))]
 pub struct OutOfMemory {
     tokens: usize,
@@ -64,6 +66,7 @@ pub struct OutOfMemory {
     kv: usize,
     kv_per_token: usize,
     available: usize,
+    limit: String,
     advice: String,
 }
 
@@ -97,6 +100,7 @@ impl MemoryPlan {
             overhead,
             total: [weights, kv_bytes, extra, scratch, overhead].into_iter().fold(0, usize::saturating_add),
             available: available(),
+            limit: memory_limit(),
             kv_per_token: Store::bytes_per_token(&shape, kv),
             disk: Store::planned_disk_bytes(&shape, kv, method.on_disk(tokens)),
             device: None,
@@ -156,6 +160,7 @@ impl MemoryPlan {
             kv: self.kv,
             kv_per_token: self.kv_per_token,
             available,
+            limit: self.limit_note(),
             advice,
         })
     }
@@ -179,13 +184,22 @@ impl MemoryPlan {
             kv: device.kv - device.movable,
             kv_per_token: per_token,
             available,
+            limit: String::new(),
             advice,
         })
     }
 
+    /// What is to be said of a limit behind the memory available.
+    fn limit_note(&self) -> String {
+        let note = |l: &MemoryLimit| format!(" (limited to {} by {})", human(l.limit), l.group.display());
+        self.limit.as_ref().map_or(String::new(), note)
+    }
+
     /// The plan in one line.
     pub fn line(&self) -> String {
-        let available = self.available.map_or(String::new(), |a| format!(" of {} available", human(a)));
+        let available = self
+            .available
+            .map_or(String::new(), |a| format!(" of {} available{}", human(a), self.limit_note()));
         let extra = if self.extra > 0 { format!(" + index {}", human(self.extra)) } else { String::new() };
         let disk = if self.disk > 0 {
             format!("; besides {} of disk in {}", human(self.disk), std::env::temp_dir().display())
@@ -277,9 +291,15 @@ mod tests {
             kv_per_token: 10_000,
             disk: 0,
             device: None,
+            limit: None,
         };
         let message = plan.check().unwrap_err().to_string();
         assert!(message.contains("about 500000 tokens fit"), "{message}");
+        let limit = MemoryLimit { group: "/sys/fs/cgroup/job".into(), limit: 1 << 30, left: 50 };
+        let limited = MemoryPlan { limit: Some(limit), available: Some(50), ..plan.clone() };
+        let says = "50 B is available (limited to 1.00 GiB by /sys/fs/cgroup/job)";
+        assert!(limited.check().unwrap_err().to_string().contains(says), "{}", limited.line());
+        assert!(limited.line().contains(&says.replace("is ", "")), "{}", limited.line());
         assert!(MemoryPlan { available: Some(20_000_000_000), ..plan.clone() }.check().is_ok());
         let tiny = MemoryPlan { available: Some(50), ..plan }.check().unwrap_err().to_string();
         assert!(tiny.contains("the model alone does not fit"), "{tiny}");

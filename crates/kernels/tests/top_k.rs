@@ -135,7 +135,7 @@ fn scores_that_are_no_numbers_come_last() {
         for backend in paths.chain([&Reference as &dyn Backend]) {
             let ask = |keys: Range<usize>, k| {
                 let request = TopKRequest { keys, k, pairing: HeadPairing::Grouped, rule: TopKRule::Exact };
-                backend.top_k(&q, &store.view(), &request).indices
+                backend.top_k(&q, &store.view(), &request).unwrap().indices
             };
             assert_eq!(ask(0..300, 4), [154, 164, 169, 179], "{}", backend.name());
             let mut all = ask(140..160, 20);

@@ -1,6 +1,6 @@
 //! `reattn demo`: hides facts in a long generated text, finds them again, and shows where it looked.
 
-use crate::common::{MethodArgs, ModelArgs, OutputArgs, method_json, print, print_json, tokens};
+use crate::common::{MethodArgs, ModelArgs, OutputArgs, Seed, method_json, print, print_json, tokens, whole};
 use crate::failure::{Blame, Failure};
 use crate::progress::Bar;
 use anyhow::anyhow;
@@ -16,14 +16,14 @@ pub(crate) struct Args {
     #[arg(long, default_value = "128k", value_parser = tokens, value_name = "N")]
     tokens: usize,
     /// Facts to hide and ask for, spread over the text.
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(long, default_value_t = 5, value_parser = whole, value_name = "N")]
     facts: usize,
     /// Further facts of the same form that nobody asks for.
-    #[arg(long, default_value_t = 15, value_name = "N")]
+    #[arg(long, default_value_t = 15, value_parser = whole, value_name = "N")]
     distractors: usize,
-    /// Seed of the text.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    seed: u64,
+    /// Seed of the text; -1 draws one and says which.
+    #[arg(long, default_value = "1", value_name = "N")]
+    seed: Seed,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -34,6 +34,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     args.output.start();
+    args.seed.tell(&args.output);
     let package = args.model.open()?;
     let (shape, rope) = args.method.shape(&package)?;
     let method = args.method.single(&shape)?;
@@ -57,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     // A tokenizer that fails on plain English fails on the prompt too, with its own message.
     let count = |text: &str| tokenizer.encode_text(text).map_or(0, |e| e.ids.len());
     let depth = |i: usize| (i as f64 + 0.5) / args.facts.max(1) as f64;
-    let document = DocumentPlan::new(args.seed, args.tokens)
+    let document = DocumentPlan::new(args.seed.value, args.tokens)
         .depths((0..args.facts).map(depth))
         .distractors(args.distractors)
         .paragraphs(true)

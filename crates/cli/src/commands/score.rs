@@ -3,7 +3,7 @@
 use crate::common::{OutputArgs, complain, print, print_json};
 use crate::failure::{Blame, Failure};
 use crate::terminal::plain;
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use reattention_eval::scorers::file::{Report, score_file};
 use reattention_eval::scorers::{Scorer, Suite};
 use serde_json::json;
@@ -34,7 +34,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     args.output.start();
     let scorer = Scorer::new(args.suite, &args.task).input()?;
     let path = args.file.display();
-    let file = std::fs::File::open(&args.file).with_context(|| path.to_string()).input()?;
+    let expected = || format!("{path}: a file of predictions is expected, one JSON object a line");
+    if args.file.is_dir() {
+        return Err(Failure::Input(anyhow!("{}; this is a folder", expected())));
+    }
+    let file = std::fs::File::open(&args.file).with_context(expected).input()?;
     let report = score_file(&scorer, &args.model_name, BufReader::new(file))
         .with_context(|| path.to_string())
         .running()?;

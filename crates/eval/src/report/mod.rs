@@ -12,7 +12,7 @@ mod text;
 
 use crate::figures::FOLDER;
 use crate::run::{JournalError, read_run};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -27,12 +27,15 @@ pub const RESULTS: &str = "results.json";
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Written {
     /// The page.
+    #[serde(serialize_with = "lossy")]
     pub page: PathBuf,
     /// Its size in bytes.
     pub page_bytes: usize,
     /// The Markdown.
+    #[serde(serialize_with = "lossy")]
     pub markdown: PathBuf,
     /// The figures.
+    #[serde(serialize_with = "all_lossy")]
     pub figures: Vec<PathBuf>,
     /// Rows that the run has.
     pub rows: usize,
@@ -40,6 +43,15 @@ pub struct Written {
     pub total: Option<usize>,
     /// Rows that can be browsed on the page: all, or what fits of them.
     pub browsable: usize,
+}
+
+/// A file's name as JSON has it: what of it is no Unicode is U+FFFD.
+fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
+}
+
+fn all_lossy<S: Serializer>(paths: &[PathBuf], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
 }
 
 /// Writes the report of the run in `dir` into it: [`PAGE`], [`MARKDOWN`] and the figures. A run that is not finished is reported

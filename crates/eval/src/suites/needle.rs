@@ -3,7 +3,7 @@
 //! One sample is one text of the length asked for with one fact at each depth; every fact is asked for, so the facts of
 //! the other depths serve as near-identical distractors (more can be added). The text is read once, and each question
 //! starts from the same point, unless the method's result depends on reading both together. An answer is right when its
-//! first run of digits is the fact's number.
+//! first number of so many digits is the fact's, however it is written.
 //!
 //! With `keys` above 1 a question asks for that many facts at once, spread over the text. It scores the share of their
 //! numbers that the answer holds as whole runs of digits.
@@ -99,7 +99,7 @@ impl run::Suite for Suite {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn options(&self) -> Value {

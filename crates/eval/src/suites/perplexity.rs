@@ -94,6 +94,7 @@ impl run::Suite for Suite {
 
     fn options(&self) -> Value {
         let Options { files, tokens, seed } = &self.options;
+        let files: Vec<_> = files.iter().map(|file| file.to_string_lossy()).collect();
         json!({ "files": files, "tokens": tokens, "seed": seed })
     }
 

@@ -40,14 +40,68 @@ impl Fact {
     }
 }
 
-/// Whether the first number in `answer` is `value`, all digits exact.
+/// Whether `answer` gives `value`: whether its first number of at least as many digits is that, all of them exact. Shorter
+/// ones number a list or a line.
 pub fn answers(answer: &str, value: &str) -> bool {
-    answer.split(|c: char| !c.is_ascii_digit()).find(|run| !run.is_empty()) == Some(value)
+    numbers(answer)
+        .into_iter()
+        .find(|number| number.len() >= value.len())
+        .is_some_and(|number| number == value)
 }
 
 /// Whether `value` is among the numbers in `answer`, all digits exact.
 pub fn holds(answer: &str, value: &str) -> bool {
-    answer.split(|c: char| !c.is_ascii_digit()).any(|run| run == value)
+    numbers(answer).iter().any(|number| number == value)
+}
+
+/// The numbers in a text as its reader takes them: runs of digits, also of full width, with thousands set apart or not
+/// (`48271`, `48,271`, `48'271`, and with a space that does not break).
+pub fn numbers(text: &str) -> Vec<String> {
+    // Runs of digits, each with the one character that stands between it and the run before, if it is one.
+    let mut runs: Vec<(Option<char>, String)> = Vec::new();
+    let (mut between, mut is_open) = (Vec::new(), false);
+    for c in text.chars() {
+        let Some(digit) = digit(c) else {
+            is_open = false;
+            if between.len() < 2 {
+                between.push(c);
+            }
+            continue;
+        };
+        match runs.last_mut().filter(|_| is_open) {
+            Some((_, run)) => run.push(digit),
+            None => {
+                runs.push((Some(between.as_slice()).filter(|b| b.len() == 1).map(|b| b[0]), digit.into()))
+            }
+        }
+        between.clear();
+        is_open = true;
+    }
+    let mut numbers = Vec::new();
+    let mut rest = runs.as_slice();
+    while let Some(((_, first), later)) = rest.split_first() {
+        let mark = later.first().and_then(|(mark, _)| *mark).filter(|mark| GROUPING.contains(mark));
+        let same = later.iter().take_while(|(between, _)| mark.is_some() && *between == mark).count();
+        let groups = &later[..same];
+        // Numbers in a list, as in `12345,67890`, are not of three digits each.
+        let is_one = first.len() <= 3 && groups.iter().all(|(_, run)| run.len() == 3);
+        let taken = if is_one { same } else { 0 };
+        numbers.push(groups[..taken].iter().fold(first.clone(), |number, (_, run)| number + run));
+        rest = &later[taken..];
+    }
+    numbers
+}
+
+/// What stands between thousands: comma, apostrophes, underscore, and the spaces that do not break.
+const GROUPING: [char; 7] = [',', '\'', '\u{2019}', '_', '\u{a0}', '\u{202f}', '\u{2009}'];
+
+/// A digit of ASCII or of full width (U+FF10 to U+FF19), as one of ASCII.
+fn digit(c: char) -> Option<char> {
+    match c {
+        '0'..='9' => Some(c),
+        '\u{ff10}'..='\u{ff19}' => char::from_digit(c as u32 - 0xff10, 10),
+        _ => None,
+    }
 }
 
 /// A number that is told in several places: somebody has it, somebody else has what that one has, and so on. Asked for the
@@ -197,6 +251,26 @@ mod tests {
         for wrong in ["", "no number", "48272", "148271", "482710", "12345 or 48271"] {
             assert!(!mara().is_answered_by(wrong), "{wrong}");
         }
+    }
+
+    #[test]
+    fn how_a_number_is_written_is_no_part_of_it() {
+        for right in [
+            "48,271",
+            "**48271**",
+            "1. The code is 48271.",
+            "48\u{202f}271",
+            "48'271",
+            "\u{ff14}\u{ff18}\u{ff12}\u{ff17}\u{ff11}",
+        ] {
+            assert!(mara().is_answered_by(right), "{right}");
+        }
+        assert_eq!(
+            numbers("12345,67890; 123,456 and 1,234,567, 48,271,5"),
+            ["12345", "67890", "123456", "1234567", "48", "271", "5"]
+        );
+        assert!(holds("The numbers are 123,456, 700001 and 3.", "123456") && !holds("48,2711", "48271"));
+        assert!(numbers("none").is_empty());
     }
 
     #[test]

@@ -24,6 +24,11 @@ mod rng;
 mod words;
 
 pub use document::{Document, DocumentPlan, PlacedFact, TextError};
-pub use fact::{Chain, Fact, FactSource, answers, holds};
+pub use fact::{Chain, Fact, FactSource, answers, holds, numbers};
 pub use grammar::{Haystack, prose};
 pub use rng::Rng;
+
+/// What facts are about: the attributes that the built-in model was trained on (`models/needle`).
+pub fn attributes() -> &'static [&'static str] {
+    &words::ATTRIBUTES
+}

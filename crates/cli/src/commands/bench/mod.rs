@@ -4,7 +4,7 @@ mod kernels;
 mod profile;
 mod sessions;
 
-use crate::common::{MethodArgs, ModelArgs, OutputArgs, tokens};
+use crate::common::{MethodArgs, ModelArgs, OutputArgs, Seed, tokens, whole};
 use crate::failure::Failure;
 use std::process::ExitCode;
 
@@ -15,11 +15,11 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', value_parser = tokens, default_value = "4k,16k", value_name = "N,...")]
     lengths: Vec<usize>,
     /// Tokens to generate after each.
-    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(long, default_value_t = 64, value_parser = whole, value_name = "N")]
     decode: usize,
-    /// Seed of the random tokens.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    seed: u64,
+    /// Seed of the random tokens; -1 draws one and says which.
+    #[arg(long, default_value = "1", value_name = "N")]
+    seed: Seed,
     /// Read only the first and the last tokens before each length, and make up the cache between: speed at a depth, without
     /// the hours it takes to get there. The rate of the whole prefill is left out.
     #[arg(long, conflicts_with = "kernels")]
@@ -32,7 +32,7 @@ pub(crate) struct Args {
     #[arg(long)]
     kernels: bool,
     /// With --kernels: runs of each; the median counts.
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(long, default_value_t = 5, value_parser = whole, value_name = "N")]
     rounds: usize,
     /// With --kernels: only those whose name contains this.
     #[arg(long, default_value = "", value_name = "TEXT")]
@@ -47,5 +47,6 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     args.output.start();
+    args.seed.tell(&args.output);
     if args.kernels { kernels::run(args) } else { sessions::run(args) }
 }

@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         )?;
         print("|---|--:|--:|--:|--:|--:|--:|--:|")?;
     }
-    let ids = random_ids(lengths.last().copied().unwrap_or(0), package.config().vocab_size, args.seed);
+    let ids = random_ids(lengths.last().copied().unwrap_or(0), package.config().vocab_size, args.seed.value);
     let (mut rows, mut parts, mut tables) = (Vec::new(), Vec::new(), Vec::new());
     let mut bar = Bar::new(args.output.quiet);
     for ((name, settings), plans) in arms.iter().zip(plans.chunks(lengths.len().max(1))) {
@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let session =
             Session::new(Arc::clone(&model), method, rope.clone(), args.model.kv, Arc::clone(&backend));
         let mut reading = Reading::new(session, &ids, profiler.as_deref());
-        reading.fill = args.fill.then_some(args.seed);
+        reading.fill = args.fill.then_some(args.seed.value);
         reset_peak();
         for (&length, plan) in lengths.iter().zip(plans) {
             args.output.say(format_args!("{name}: {}", plan.line()));

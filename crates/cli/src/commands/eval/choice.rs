@@ -103,7 +103,7 @@ impl SuiteName {
         tools: &Tools<'_>,
         window: usize,
     ) -> Result<Box<dyn Suite>, Failure> {
-        let seed = args.seed;
+        let seed = args.seed.value;
         let texts = &args.texts;
         let lengths = |default: Vec<usize>| texts.lengths.as_deref().map_or(default, distinct);
         let depths = |default: Vec<f64>| texts.depths.as_deref().map_or(default, distinct);
@@ -210,7 +210,7 @@ impl SuiteName {
             lengths: texts.lengths.as_deref().map_or(d.lengths.clone(), distinct),
             depths: texts.depths.as_deref().map_or(d.depths.clone(), distinct),
             samples: texts.samples.unwrap_or(d.samples),
-            seed: args.seed,
+            seed: args.seed.value,
             ..d
         };
         boxed(infinite::Suite::new(task, options, tools))

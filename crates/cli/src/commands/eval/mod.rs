@@ -4,7 +4,7 @@ mod choice;
 mod selection;
 mod suites;
 
-use crate::common::{MethodArgs, ModelArgs, OutputArgs, ThinkingArgs, distinct, tokens};
+use crate::common::{MethodArgs, ModelArgs, OutputArgs, Seed, ThinkingArgs, distinct, tokens, whole};
 use crate::failure::{Blame, Failure};
 use anyhow::{Context, anyhow};
 use choice::SuiteName;
@@ -28,15 +28,15 @@ pub(crate) struct Args {
     /// Folder for the run: rows as they are finished, results, tables and figures.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Seed of generated texts.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    seed: u64,
+    /// Seed of generated texts; -1 draws one and says which.
+    #[arg(long, default_value = "1", value_name = "N")]
+    seed: Seed,
     /// Texts read at the same time, each on its share of the threads; as many as threads and memory allow if left out. Memory
     /// by method can only be told with 1.
     #[arg(long, value_parser = at_least_one, value_name = "N")]
     jobs: Option<usize>,
     /// Passages of evidence to keep with each answer.
-    #[arg(long, default_value_t = 3, value_name = "N")]
+    #[arg(long, default_value_t = 3, value_parser = whole, value_name = "N")]
     evidence: usize,
     /// Ask as of a base model, even if the model has a chat template.
     #[arg(long)]
@@ -70,7 +70,7 @@ struct TextArgs {
     #[arg(long, value_parser = at_least_one, value_name = "N")]
     samples: Option<usize>,
     /// Further near-identical facts in every text (needle).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = whole, value_name = "N")]
     distractors: Option<usize>,
     /// Facts that one question asks for (needle); several numbers ask each text in several ways: 1,3.
     #[arg(long, value_delimiter = ',', value_parser = at_least_one, value_name = "N,...")]
@@ -92,6 +92,7 @@ struct TextArgs {
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let suites = distinct(&args.suite);
     check_flags(args, &suites)?;
+    args.seed.tell(&args.output);
     if suites.contains(&SuiteName::Selection) {
         return selection::run(args);
     }

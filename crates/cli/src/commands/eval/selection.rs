@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         facts: own.facts.unwrap_or(25),
         chains: own.chains.unwrap_or(4),
         hops: own.hops.unwrap_or(1),
-        seed: args.seed,
+        seed: args.seed.value,
         ..selection::Options::default()
     };
     let (engine, arms) = args.open(longest)?;
@@ -172,7 +172,7 @@ impl Args {
             "version": env!("CARGO_PKG_VERSION"),
             "model": self.model_name(),
             "backend": engine.backend().name(),
-            "seed": self.seed,
+            "seed": self.seed.value,
             "arms": arms.iter().map(|a| &a.name).collect::<Vec<_>>(),
             "methods": methods.input()?,
         });

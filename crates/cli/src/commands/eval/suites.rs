@@ -2,7 +2,7 @@
 
 use super::choice::SuiteName;
 use super::{Args, Described, blame, write};
-use crate::common::{complain, distinct, method_json, print, print_json};
+use crate::common::{complain, distinct, method_json, print, print_json, warn_of_window};
 use crate::failure::{Blame, Failure};
 use crate::progress::Bar;
 use crate::terminal::plain;
@@ -119,6 +119,7 @@ fn plan(
         let plan = package.plan(built.as_ref(), arm.kv, longest, 16 * longest, backend);
         args.output.say(format_args!("{}: {}", arm.name, plan.line()));
         plan.check().input()?;
+        warn_of_window(&args.output, &arm.method, arm.rope.is_some(), longest, shape.window);
         let each = plan.total.saturating_sub(plan.weights).max(1);
         if let Some(available) = available().filter(|_| args.jobs.is_none()) {
             jobs = jobs.min((available.saturating_sub(plan.weights) / each).max(1));
@@ -191,7 +192,7 @@ fn manifest(
             "thinking": engine.template().filter(|t| t.can_think()).and_then(|t| t.thinking()),
         },
         "backend": without_threads(&engine.backend().name()),
-        "seed": args.seed,
+        "seed": args.seed.value,
         "evidence": args.evidence,
         "version": env!("CARGO_PKG_VERSION"),
     });
@@ -199,7 +200,7 @@ fn manifest(
         "machine": machine(),
         "threads": args.model.threads()?,
         "jobs": engines.len(),
-        "command": std::iter::once("reattn".to_string()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" "),
+        "command": std::iter::once("reattn".to_string()).chain(std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned())).collect::<Vec<_>>().join(" "),
         "started_unix": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
     });
     let object = |value| if let Value::Object(object) = value { object } else { Map::new() };

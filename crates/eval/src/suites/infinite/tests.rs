@@ -192,3 +192,16 @@ fn every_task_has_both_forms_of_its_prompt() {
         "Extract the value corresponding to the specified key in the JSON object below.\n\n{context}\n\n{input}"
     );
 }
+
+#[test]
+fn thousands_set_apart_are_the_same_number() {
+    let engine = engine();
+    let suite = Suite::new(Task::Passkey, options(&[1024]), &Tools::of(&engine)).unwrap();
+    let score = |said: &str| suite.score("passkey", &Sample::new(said, json!("71432"))).unwrap();
+    for (said, value, published) in
+        [("71432", 1.0, 1.0), ("The pass key is **71,432**.", 1.0, 0.0), ("71,433", 0.0, 0.0)]
+    {
+        let score = score(said);
+        assert_eq!((score.value, score.part("published")), (value, Some(published)), "{said}");
+    }
+}
