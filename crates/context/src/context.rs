@@ -394,11 +394,12 @@ impl Context {
     /// Drops what an unfinished step has appended and what was announced and not read ([`Context::schedule`]), so that the
     /// context stands where it stood before, and goes on as if no more had ever been meant to come.
     pub fn abort(&mut self) {
-        self.step = None;
+        let was_running = self.step.take().is_some();
         self.distilled.clear();
         self.mass_of_step.clear();
-        let traced = self.traced;
-        self.trace.iter_mut().for_each(|trace| trace.truncate(traced));
+        if let Some(trace) = self.trace.as_mut().filter(|_| was_running) {
+            trace.truncate(self.traced);
+        }
         self.forget();
         let n = self.len();
         self.ropes.each().for_each(|ropes| ropes.truncate(n));

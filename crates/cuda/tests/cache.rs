@@ -137,7 +137,7 @@ fn what_another_device_made_is_refused() {
     let foreign = [
         (tensor(&there, &[1.0; ROW]), there.matrix(2, ROW, DeviceType::F32, &row).unwrap()),
         // However much it claims to hold.
-        (Tensor::new(1 << 40, Box::new(())), DeviceMatrix::new(1 << 20, ROW, Box::new(vec![0u64; 64]))),
+        (Tensor::new(1 << 40, Box::new(())), DeviceMatrix::new(2, ROW, Box::new(vec![0u64; 64]))),
     ];
     for (mut strange, matrix) in foreign {
         let (mut own, own_matrix) =

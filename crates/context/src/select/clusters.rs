@@ -153,7 +153,12 @@ impl Forest {
         if self.trees.is_empty() {
             self.plant(kv);
             let batches = std::mem::take(&mut self.batches);
-            return batches.into_iter().try_for_each(|batch| self.insert(kv, backend, batch));
+            if let Err(error) = batches.iter().try_for_each(|&batch| self.insert(kv, backend, batch)) {
+                // The next step begins anew, with the same batches.
+                (self.keys.end, self.batches) = (self.keys.start, batches);
+                self.trees.clear();
+                return Err(error);
+            }
         }
         Ok(())
     }
