@@ -17,7 +17,7 @@ pub enum Activation {
 }
 
 /// `√(8/π)`: half of one plus a tanh is a sigmoid of twice its argument.
-pub(crate) const GELU_SLOPE: f32 = 1.595_769_1;
+pub(crate) const GELU_SLOPE: f32 = 1.595_769_2;
 /// GELU's cubic part.
 pub(crate) const GELU_CUBIC: f32 = 0.044_715;
 
