@@ -32,7 +32,7 @@ enum Command {
     /// Show what a model is and what it needs, without loading it.
     Inspect(inspect::Args),
     /// Run an evaluation suite.
-    Eval(eval::Args),
+    Eval(Box<eval::Args>),
     /// Show a run of evaluations as a page, with its figures and tables.
     Report(report::Args),
     /// Score existing predictions as a published benchmark does, without a model.

@@ -79,7 +79,7 @@ impl Suite {
     }
 }
 
-fn read(file: &PathBuf) -> Result<String, EvalError> {
+fn read(file: &std::path::Path) -> Result<String, EvalError> {
     Ok(reattention_engine::read_text(file)?)
 }
 
