@@ -4,15 +4,11 @@
 
 use super::{Pieces, Slot, TensorStore};
 use crate::ModelError;
-use reattention_kernels::{Buffer, Matrix, MatrixData, bf16};
+use reattention_kernels::{BlockType, Buffer, Matrix, MatrixData};
 use std::sync::Arc;
 
 /// Numbers that share a scale.
 const BLOCK: usize = 32;
-
-/// Twice the values of the 16 codes: sign, two bits of exponent, one of mantissa.
-const DOUBLED: [f32; 16] =
-    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
 /// Whether both tensors are there with the shapes that the slot's `[.., rows, cols]` implies.
 pub(super) fn check(store: &dyn TensorStore, slot: &Slot) -> Result<(), ModelError> {
@@ -40,39 +36,39 @@ pub(super) fn check(store: &dyn TensorStore, slot: &Slot) -> Result<(), ModelErr
 
 /// Name of the type that the rows are held in, bytes they take, and bytes to read them.
 pub(super) fn name_bytes_scratch(pieces: &Pieces, cols: usize) -> (String, u64, u64) {
+    let held = cols / BLOCK * BlockType::Mxfp4.bytes() * pieces.rows();
     let stored = (cols / 2 + cols / BLOCK) * pieces.span().len();
-    ("bf16".into(), 2 * (pieces.rows() * cols) as u64, stored as u64)
+    (BlockType::Mxfp4.name().into(), held as u64, stored as u64)
 }
 
-/// The rows `pieces` of a slot that was checked. Every value is a bfloat16.
+/// The rows `pieces` of a slot that was checked, in blocks as GGUF files have them.
 pub(super) fn matrix(
     store: &dyn TensorStore,
     slot: &Slot,
     pieces: &Pieces,
 ) -> Result<Arc<Matrix>, ModelError> {
     let span = pieces.span();
-    let (per_row, cols) = (slot.cols / BLOCK, slot.cols);
+    let (per_row, cols, bytes) = (slot.cols / BLOCK, slot.cols, BlockType::Mxfp4.bytes());
     let blocks = store.bytes(&format!("{}_blocks", slot.name), cols / 2, span.clone())?;
     let scales = store.bytes(&format!("{}_scales", slot.name), per_row, span.clone())?;
-    let mut data = Buffer::<bf16>::zeroed(pieces.rows() * cols);
+    let mut data = Buffer::<u8>::zeroed(pieces.rows() * per_row * bytes);
     let rows = pieces.ranges().iter().cloned().flatten();
-    for (out, row) in data.chunks_exact_mut(cols).zip(rows) {
+    for (out, row) in data.chunks_exact_mut((per_row * bytes).max(1)).zip(rows) {
         let first = (row - span.start) * per_row;
         let blocks = blocks[first * (BLOCK / 2)..].chunks_exact(BLOCK / 2);
-        for ((out, block), &scale) in out.chunks_exact_mut(BLOCK).zip(blocks).zip(&scales[first..]) {
-            decode(block, scale, out);
+        for ((out, block), &scale) in out.chunks_exact_mut(bytes).zip(blocks).zip(&scales[first..]) {
+            repack(block, scale, out);
         }
     }
-    let matrix = Matrix::new(pieces.rows(), cols, MatrixData::Bf16(data));
+    let matrix = Matrix::new(pieces.rows(), cols, MatrixData::Blocks(BlockType::Mxfp4, data));
     matrix.map(Arc::new).map_err(|e| ModelError::format(store.name(), "MXFP4", e.to_string()))
 }
 
-fn decode(block: &[u8], scale: u8, out: &mut [bf16]) {
-    // The doubled values take one power of two back. A scale of 255 stands for no number.
-    let scale = if scale == 255 { f32::NAN } else { 2f64.powi(i32::from(scale) - 128) as f32 };
-    for (pair, byte) in out.chunks_exact_mut(2).zip(block) {
-        for (out, code) in pair.iter_mut().zip([byte & 15, byte >> 4]) {
-            *out = bf16::from_f32(DOUBLED[usize::from(code)] * scale);
-        }
+/// Here the two codes of a byte are neighbours, lower half first; there they are 16 apart, after the power of two.
+fn repack(block: &[u8], scale: u8, out: &mut [u8]) {
+    let code = |i: usize| (block[i / 2] >> (4 * (i % 2))) & 15;
+    out[0] = scale;
+    for (i, out) in out[1..].iter_mut().enumerate() {
+        *out = code(i) | (code(i + BLOCK / 2) << 4);
     }
 }
