@@ -201,7 +201,7 @@ fn generation_tags_render_what_stands_within() {
 #[test]
 fn line_ends_of_other_systems_are_line_breaks() {
     let source = "{% for m in messages %}\r\n<{{ m.content }}>\r\n{% endfor %}\r\nend\rlast";
-    assert_eq!(render(source, &[Message::user("a"), Message::user("b")]).unwrap(), "<a>\n<b>\n\nend\nlast");
+    assert_eq!(render(source, &[Message::user("a"), Message::user("b")]).unwrap(), "<a>\n<b>\nend\nlast");
 }
 
 #[test]

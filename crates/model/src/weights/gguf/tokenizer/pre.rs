@@ -67,6 +67,11 @@ macro_rules! contractions {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
     };
 }
+macro_rules! perhaps_contracted {
+    () => {
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    };
+}
 macro_rules! spaces {
     () => {
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -136,8 +141,8 @@ const JAIS2: &str = concat!(
     r"|\s{1,2}(?!\S)|\s{1}"
 );
 const TEKKEN: &str = cased_words!("", r"\p{N}");
-const GPT4O: &str = cased_words!(contractions!(), r"\p{N}{1,3}");
-const YOUTU: &str = cased_words!(contractions!(), r"\p{N}");
+const GPT4O: &str = cased_words!(perhaps_contracted!(), r"\p{N}{1,3}");
+const YOUTU: &str = cased_words!(perhaps_contracted!(), r"\p{N}");
 const LINE_BREAKS_APART: &str = r"[^\n]+|[\n]+";
 /// Groups of three counted from the right.
 const THREES_FROM_RIGHT: &str = r"\d{1,3}(?=(?:\d{3})*\b)";
