@@ -2,7 +2,7 @@
 
 use reattention_kernels::profile::Part;
 use reattention_kernels::{
-    Activation, Backend, DeviceError, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment,
+    Activation, Backend, DeviceError, KvView, ListedRequest, LogitRule, LowBitKeys, Matrix, Queries, Segment,
     SignRequest, TopK, TopKRequest, TopKRule,
 };
 use std::ops::Range;
@@ -105,11 +105,11 @@ impl Backend for Probe {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: LogitRule,
         out: &mut [f32],
         lse: Option<&mut [f32]>,
     ) -> Result<(), DeviceError> {
-        self.inner.attend(q, kv, views, scale, out, lse)
+        self.inner.attend(q, kv, views, rule, out, lse)
     }
 
     fn key_mass(
@@ -117,10 +117,10 @@ impl Backend for Probe {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: LogitRule,
         lse: &[f32],
     ) -> Result<Vec<Vec<f32>>, DeviceError> {
-        self.inner.key_mass(q, kv, views, scale, lse)
+        self.inner.key_mass(q, kv, views, rule, lse)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::slots::Slots;
 use crate::store::{KvDtype, Store, TruncateError};
 use layers::{LayerRopes, add_sinks, sliding_view};
 use reattention_kernels::profile::Part;
-use reattention_kernels::{Backend, KvView, Queries, Segment};
+use reattention_kernels::{Backend, KvView, LogitRule, Queries, Segment};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -247,15 +247,16 @@ impl Context {
         let attention = self.shape.layers[layer];
         let ropes = self.ropes.of(attention);
         ropes.begin_view();
-        let scale = self.shape.logit_scale();
-        let mut call = LayerCall { layer, step, q: queries, kv, ropes, scale, backend };
+        let rule = self.shape.logit_rule();
+        let mut call = LayerCall { layer, step, q: queries, kv, ropes, rule, backend };
         let view = match attention.window {
             Some(window) => sliding_view(step.tokens.clone(), window, call.ropes)?,
             None => self.method.view(&mut call)?,
         };
         let attended = view.segments.iter().map(|s| attended(s, kv.len - 1)).max().unwrap_or(0);
         self.attended_max = self.attended_max.max(attended);
-        let scale = call.ropes.logit_factor() * scale;
+        let factor = call.ropes.logit_factor();
+        let rule = LogitRule { scale: factor * rule.scale, ..rule };
         let scaled = view.scales.as_deref().map(|scales| scaled(q, scales));
         let turned = view.queries.as_deref().or(scaled.as_deref());
         let queries = Queries { data: turned.unwrap_or(q), ..queries };
@@ -264,19 +265,19 @@ impl Context {
         let wants_lse = is_ephemeral || is_recorded || !view.watched.is_empty() || sinks.is_some();
         let mut lse = vec![0.0; if wants_lse { queries.q_len * queries.n_heads } else { 0 }];
         let wanted = wants_lse.then_some(lse.as_mut_slice());
-        backend.attend(&queries, &kv, &view.segments, scale, out, wanted)?;
+        backend.attend(&queries, &kv, &view.segments, rule, out, wanted)?;
         if let Some(sinks) = sinks {
             add_sinks(sinks, out, &mut lse);
         }
         if !view.watched.is_empty() {
             let watched: Vec<Vec<Segment>> =
                 view.segments.iter().map(|list| list[view.watched.clone()].to_vec()).collect();
-            let mass = backend.key_mass(&queries, &kv, &watched, scale, &lse)?;
+            let mass = backend.key_mass(&queries, &kv, &watched, rule, &lse)?;
             self.method.watch(&mut call, mass);
         }
         view.cooled.iter().for_each(|tokens| self.store.cool(layer, tokens.clone()));
         if is_ephemeral {
-            let mass = backend.key_mass(&queries, &kv, &view.segments, scale, &lse)?;
+            let mass = backend.key_mass(&queries, &kv, &view.segments, rule, &lse)?;
             let heads = 0..if self.method.wants_losses() { self.shape.n_kv_heads } else { 0 };
             let slots = self.store.len();
             let losses: Vec<_> = heads.map(|head| self.slots.losses(layer, head, slots)).collect();
@@ -297,7 +298,7 @@ impl Context {
         );
         let mut mass_by_list = Vec::new();
         if is_recorded {
-            let by_head = backend.key_mass(&queries, &kv, &view.segments, scale, &lse)?;
+            let by_head = backend.key_mass(&queries, &kv, &view.segments, rule, &lse)?;
             mass_by_list = mass_of_lists(&by_head, view.segments.len());
             for (head, (list, of_list)) in view.segments.iter().zip(&mass_by_list).enumerate() {
                 let keys = list.iter().flat_map(|s| (0..s.keys.len()).map(|rank| s.keys.token(rank)));

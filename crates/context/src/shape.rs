@@ -1,6 +1,7 @@
 //! What a method must know of a model.
 
 use crate::rope::RopeConfig;
+use reattention_kernels::LogitRule;
 use std::sync::Arc;
 
 /// The attention shape of a model.
@@ -77,9 +78,10 @@ impl ModelShape {
         Self { rope, ..self }
     }
 
-    /// Factor on `q · k`.
-    pub fn logit_scale(&self) -> f32 {
-        self.scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())
+    /// What makes logits of `q · k`.
+    pub fn logit_rule(&self) -> LogitRule {
+        let scale = self.scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt());
+        LogitRule { scale, softcap: self.softcap }
     }
 
     /// The widest sliding window of any layer, if one has any.

@@ -2,14 +2,14 @@
 //! back, the rest is the host's. A device that fails is an error, and nothing is computed on the host in its place.
 
 use crate::Cuda;
-use crate::driver::Block;
+use crate::driver::{Block, CudaError};
 use crate::paged::{Copied, copy_queries};
 use crate::segments::Views;
 use crate::{attend, key_mass, top_k};
 use reattention_kernels::profile::Part;
 use reattention_kernels::{
-    Backend, Device, DeviceError, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest,
-    TopK, TopKRequest,
+    Backend, Device, DeviceError, KvView, ListedRequest, LogitRule, LowBitKeys, Matrix, Queries, Segment,
+    SignRequest, TopK, TopKRequest,
 };
 use std::ops::Range;
 
@@ -82,11 +82,12 @@ impl Backend for Cuda {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: LogitRule,
         out: &mut [f32],
         lse: Option<&mut [f32]>,
     ) -> Result<(), DeviceError> {
         let (made, sums) = self.check((|| {
+            let scale = plain(rule)?;
             let driver = &self.shared.driver;
             let there = Copied::within(driver, kv, &extents(views))?;
             let rows = copy_queries(driver, q)?;
@@ -108,10 +109,11 @@ impl Backend for Cuda {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: LogitRule,
         lse: &[f32],
     ) -> Result<Vec<Vec<f32>>, DeviceError> {
         self.check((|| {
+            let scale = plain(rule)?;
             let driver = &self.shared.driver;
             let there = Copied::within(driver, kv, &extents(views))?;
             let rows = copy_queries(driver, q)?;
@@ -119,6 +121,14 @@ impl Backend for Cuda {
             let lse = Block::of(driver, lse)?;
             key_mass::key_mass(driver, &rows, &there.cached(), &views, scale, lse.span())?.read()
         })())
+    }
+}
+
+/// The factor of a rule that is only that: the kernels cap no logits.
+fn plain(rule: LogitRule) -> Result<f32, CudaError> {
+    match rule.softcap {
+        None => Ok(rule.scale),
+        Some(cap) => Err(CudaError::Unsupported { what: format!("a soft cap of logits ({cap})") }),
     }
 }
 

@@ -29,6 +29,30 @@ impl<'a> Queries<'a> {
     }
 }
 
+/// How products of queries and keys become logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogitRule {
+    /// Factor on the product.
+    pub scale: f32,
+    /// Scaled products `x` become `cap · tanh(x / cap)` for this `cap` (Gemma 2's `attn_logit_softcapping`).
+    pub softcap: Option<f32>,
+}
+
+impl LogitRule {
+    /// The logit of a product.
+    pub fn logit(self, product: f32) -> f32 {
+        let scaled = self.scale * product;
+        self.softcap.map_or(scaled, |cap| cap * (scaled / cap).tanh())
+    }
+}
+
+impl From<f32> for LogitRule {
+    /// A factor alone.
+    fn from(scale: f32) -> Self {
+        Self { scale, softcap: None }
+    }
+}
+
 /// Everything the engine asks of the hardware.
 ///
 /// Contracts, for every implementation:
@@ -111,7 +135,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Softmax attention over segments.
     ///
     /// `views` holds one list of segments shared by all KV heads (length 1) or one list a KV head (length
-    /// `n_kv_heads`). The logit of a query and a visible key is `scale · rotate(q) · rotate(k)`; one softmax runs over
+    /// `n_kv_heads`). The logit of a query and a visible key is what `rule` makes of `rotate(q) · rotate(k)`; one softmax runs over
     /// all visible keys of all segments of the list (equivalently: each segment's attention, merged by log-sum-exp).
     /// A query that sees no key gives zeros and a log-sum-exp of minus infinity.
     ///
@@ -124,7 +148,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: LogitRule,
         out: &mut [f32],
         lse: Option<&mut [f32]>,
     ) -> Result<(), DeviceError>;
@@ -142,9 +166,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: LogitRule,
         lse: &[f32],
     ) -> Result<Vec<Vec<f32>>, DeviceError> {
-        Ok(crate::reference::key_mass(q, kv, views, scale, lse))
+        Ok(crate::reference::key_mass(q, kv, views, rule, lse))
     }
 }

@@ -32,7 +32,7 @@ mod top_k;
 
 pub use activation::Activation;
 pub use arena::{Arena, Slab};
-pub use backend::{Backend, Queries};
+pub use backend::{Backend, LogitRule, Queries};
 pub use blocks::BlockType;
 pub use buffer::Buffer;
 pub use cold::{ColdError, ColdFile, Extent};

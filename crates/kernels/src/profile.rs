@@ -6,8 +6,8 @@
 
 use crate::cpu::visible;
 use crate::{
-    Activation, Backend, DeviceError, KvView, ListedRequest, LowBitKeys, Matrix, Pages, Queries, Segment,
-    SignRequest, TopK, TopKRequest,
+    Activation, Backend, DeviceError, KvView, ListedRequest, LogitRule, LowBitKeys, Matrix, Pages, Queries,
+    Segment, SignRequest, TopK, TopKRequest,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -278,12 +278,12 @@ impl Backend for Profiler {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: LogitRule,
         out: &mut [f32],
         lse: Option<&mut [f32]>,
     ) -> Result<(), DeviceError> {
         let work = attend_work(q, kv, views);
-        self.charge(Part::Attention, work, || self.inner.attend(q, kv, views, scale, out, lse))
+        self.charge(Part::Attention, work, || self.inner.attend(q, kv, views, rule, out, lse))
     }
 
     fn key_mass(
@@ -291,13 +291,13 @@ impl Backend for Profiler {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: LogitRule,
         lse: &[f32],
     ) -> Result<Vec<Vec<f32>>, DeviceError> {
         // The logits once more, without the sums of values.
         let (flops, bytes) = attend_work(q, kv, views);
         let work = (flops / 2.0, bytes / 2.0);
-        self.charge(Part::Attention, work, || self.inner.key_mass(q, kv, views, scale, lse))
+        self.charge(Part::Attention, work, || self.inner.key_mass(q, kv, views, rule, lse))
     }
 }
 

@@ -43,7 +43,7 @@ impl Context {
         let attention = self.shape.layers[layer];
         let ropes = self.ropes.of(attention);
         ropes.begin_view();
-        let scale = self.shape.logit_scale();
+        let rule = self.shape.logit_rule();
         // A method that suits a device looks at no element.
         let pages = Pages::Bf16 { keys: &[], values: &[] };
         let mut call = LayerCall {
@@ -52,14 +52,14 @@ impl Context {
             q: Queries { data: &[], n_heads, q_len, head_dim, first },
             kv: KvView { pages, len, n_kv_heads, head_dim },
             ropes,
-            scale,
+            rule,
             backend: self.backend.as_ref(),
         };
         let (view, awaited) = match attention.window {
             Some(window) => (sliding_view(step.tokens.clone(), window, call.ropes)?, None),
             None => self.method.device_view(&mut call)?,
         };
-        let scale = call.ropes.logit_factor() * scale;
+        let scale = call.ropes.logit_factor() * rule.scale;
         let chosen = match &awaited {
             Some(awaited) => Some(cache.search(
                 layer,

@@ -34,7 +34,7 @@ pub use string::StringPositions;
 use crate::ModelShape;
 use crate::rope::Ropes;
 use crate::settings::{MethodError, MethodSpec, Settings};
-use reattention_kernels::{Backend, KvView, Queries, Search, Segment};
+use reattention_kernels::{Backend, KvView, LogitRule, Queries, Search, Segment};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -86,8 +86,8 @@ pub struct LayerCall<'a> {
     pub kv: KvView<'a>,
     /// Frequencies of the layer under the model's scaling.
     pub ropes: &'a mut Ropes,
-    /// Factor on `q · k` that makes logits of it.
-    pub scale: f32,
+    /// What makes logits of `q · k`.
+    pub rule: LogitRule,
     /// For scoring.
     pub backend: &'a dyn Backend,
 }
@@ -375,12 +375,7 @@ pub fn specs() -> impl Iterator<Item = &'static MethodSpec> {
 pub fn build(name: &str, settings: &Settings, shape: &ModelShape) -> Result<Box<dyn Method>, MethodError> {
     match REGISTRY.iter().find(|(spec, _)| spec.name == name) {
         Some((spec, build)) => {
-            let read = settings.reader(spec);
-            read.check_names()?;
-            if shape.softcap.is_some() {
-                let reason = format!("the soft cap of scores, which `{}` has, is not computed", shape.family);
-                return Err(read.unsuited(reason));
-            }
+            settings.reader(spec).check_names()?;
             consistent(build(settings, shape)?)
         }
         None => Err(MethodError::UnknownMethod {

@@ -182,10 +182,10 @@ impl MsPoe {
         let q = Queries { data: last, q_len: 1, first: end - 1, ..call.q };
         let unturned = Arc::new(RopeTable::new(vec![0.0; call.q.head_dim / 2], 1.0, 1));
         let views = [vec![segment(end, &unturned, &unturned, Position::Constant(0), Position::Constant(0))]];
-        let scale = call.scale;
+        let rule = call.rule;
         let (mut out, mut lse) = (vec![0.0; row], vec![0.0; call.q.n_heads]);
-        call.backend.attend(&q, &call.kv, &views, scale, &mut out, Some(&mut lse))?;
-        let attention = call.backend.key_mass(&q, &call.kv, &views, scale, &lse)?;
+        call.backend.attend(&q, &call.kv, &views, rule, &mut out, Some(&mut lse))?;
+        let attention = call.backend.key_mass(&q, &call.kv, &views, rule, &lse)?;
         let threshold = self.outlier / end as f32;
         Ok(attention.iter().map(|of_head| of_head.iter().filter(|a| **a > threshold).count()).collect())
     }

@@ -196,7 +196,7 @@ pub(super) mod tests {
             q,
             kv: store.view(0),
             ropes: &mut ropes,
-            scale: 1.0 / (shape.head_dim as f32).sqrt(),
+            rule: shape.logit_rule(),
             backend,
         })
     }

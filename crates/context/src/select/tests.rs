@@ -73,7 +73,7 @@ impl Layer {
             q,
             kv: self.store.view(1),
             ropes: &mut ropes,
-            scale: 1.0 / (shape.head_dim as f32).sqrt(),
+            rule: shape.logit_rule(),
             backend,
         };
         let request =

@@ -229,7 +229,7 @@ fn searches_and_attention_are_the_same() {
         let attend = |cuda: &Cuda| {
             let (mut out, mut lse) = (vec![0.0; data.len()], vec![0.0; 3 * n_heads]);
             let views = [vec![segment.clone()]];
-            cuda.attend(&q, &store.view(), &views, 0.2, &mut out, Some(&mut lse)).unwrap();
+            cuda.attend(&q, &store.view(), &views, 0.2.into(), &mut out, Some(&mut lse)).unwrap();
             (out, lse)
         };
         let (out, lse) = attend(&real);

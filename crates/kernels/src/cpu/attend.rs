@@ -11,7 +11,7 @@ use super::keys::{Store, Typed, typed};
 use super::pool::{Pool, Shared};
 use super::simd::{Load, Operand, Pair, Single};
 use crate::profile::AttendClock;
-use crate::{Band, KeySet, KvView, Queries, Segment};
+use crate::{Band, KeySet, KvView, LogitRule, Queries, Segment};
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
@@ -33,7 +33,7 @@ pub(crate) fn attend(
     q: &Queries,
     kv: &KvView,
     views: &[Vec<Segment>],
-    scale: f32,
+    rule: LogitRule,
     out: &mut [f32],
     lse: Option<&mut [f32]>,
 ) {
@@ -47,7 +47,8 @@ pub(crate) fn attend(
         q.head_dim
     );
     check(q, kv, views);
-    let call = Call { pool, path, clock, q, kv, views, scale: scale * LOG2_E };
+    let cap = rule.softcap.map(|cap| cap * LOG2_E);
+    let call = Call { pool, path, clock, q, kv, views, scale: rule.scale * LOG2_E, cap };
     match typed(kv, q.head_dim, q.n_heads) {
         Typed::F32(store) => call.run::<Single, f32>(store, out, lse),
         Typed::Bf16(store) if path.has_pair_dot() => call.run::<Pair, _>(store, out, lse),
@@ -95,6 +96,7 @@ struct Call<'a> {
     kv: &'a KvView<'a>,
     views: &'a [Vec<Segment>],
     scale: f32,
+    cap: Option<f32>,
 }
 
 impl Call<'_> {
@@ -151,11 +153,12 @@ impl Call<'_> {
             let mut state = std::mem::take(&mut scratch.state);
             let rows = tokens(b).len() * group;
             state.reset(rows, dim);
-            let (scale, tokens) = (self.scale, tokens(b));
+            let (scale, cap, tokens) = (self.scale, self.cap, tokens(b));
             let piece_work = Piece::<M, E> {
                 q,
                 store,
                 scale,
+                cap,
                 group,
                 kv_head,
                 tokens,

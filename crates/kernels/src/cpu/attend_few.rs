@@ -5,7 +5,7 @@
 //! multiplied, and values are read where they lie. The next tile is asked for a little at a time all along.
 
 use super::attend::visible;
-use super::attend_piece::{Piece, prefetch_row, rotate};
+use super::attend_piece::{Piece, cap_logits, prefetch_row, rotate};
 use super::simd::{Kernel, Load, Operand, Simd, Single, opaque};
 use crate::{PAGE, Segment};
 use std::ops::Range;
@@ -311,6 +311,9 @@ impl<M: Operand, E: Load> FewRows<'_, M, E> {
                 let seen = &self.0.scratch.few.seen[r];
                 let rank = |rank: usize| rank.clamp(tile.start, tile.start + tile.n) - tile.start;
                 let (from, to) = (rank(seen.start), rank(seen.end));
+                if let Some(cap) = self.0.cap {
+                    cap_logits::<S>(logits[r].as_mut_ptr(), columns, cap);
+                }
                 logits[r][..from].fill(f32::NEG_INFINITY);
                 logits[r][to.max(from)..columns].fill(f32::NEG_INFINITY);
                 let mut largest = S::splat(max[r]);

@@ -106,6 +106,8 @@ pub(crate) struct Piece<'a, M, E: bytemuck::Pod> {
     pub(crate) q: &'a Queries<'a>,
     pub(crate) store: Store<'a, E>,
     pub(crate) scale: f32,
+    /// Soft cap of logits, in base two as they are.
+    pub(crate) cap: Option<f32>,
     pub(crate) group: usize,
     pub(crate) kv_head: usize,
     pub(crate) tokens: Range<usize>,
@@ -342,6 +344,9 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
             for r in 0..count {
                 let seen = self.seen(row + r, start, n);
                 let logits = self.scratch.logits.as_mut_ptr().add(r * TILE);
+                if let Some(cap) = self.cap {
+                    cap_logits::<S>(logits.add(from), to - from, cap);
+                }
                 for column in (from..seen.start.max(from)).chain(seen.end.max(from)..to) {
                     *logits.add(column) = f32::NEG_INFINITY;
                 }
@@ -435,6 +440,26 @@ impl<M: Operand, E: Load> Piece<'_, M, E> {
                     S::store(out.add(r * stride + c * S::LANES), acc[r][c]);
                 }
             }
+        }
+    }
+}
+
+/// Turns `n` logits `x`, whole vectors of them, into `cap · tanh(x / cap)`.
+#[inline(always)]
+pub(crate) unsafe fn cap_logits<S: Simd>(logits: *mut f32, n: usize, cap: f32) {
+    // tanh(y) is 1 - 2 / (1 + e^2y), and at most 126 may be raised; beyond 100 nothing is left of the fraction.
+    let steep = 2.0 * std::f32::consts::LOG2_E / cap;
+    // SAFETY: the path's contract, and `n` logits are whole vectors.
+    unsafe {
+        for i in (0..n).step_by(S::LANES) {
+            let minus = S::mul(S::load(logits.add(i)), S::splat(-steep));
+            // What is no number stays none: it is the second operand.
+            let minus = S::max(S::splat(-100.0), minus);
+            S::store(logits.add(i), S::exp2(S::sub(S::splat(0.0), minus)));
+        }
+        for i in 0..n {
+            let raised = &mut *logits.add(i);
+            *raised = cap - 2.0 * cap / (1.0 + *raised);
         }
     }
 }

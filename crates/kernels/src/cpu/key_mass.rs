@@ -10,7 +10,7 @@ use super::attend_piece::{Piece, Scratch, State, TILE};
 use super::keys::{Store, Typed, typed};
 use super::pool::{Pool, Shared};
 use super::simd::{Kernel, Load, Operand, Pair, Simd, Single, next_rows};
-use crate::{KvView, Queries, Segment};
+use crate::{KvView, LogitRule, Queries, Segment};
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
@@ -24,7 +24,7 @@ pub(crate) fn key_mass(
     q: &Queries,
     kv: &KvView,
     views: &[Vec<Segment>],
-    scale: f32,
+    rule: LogitRule,
     lse: &[f32],
 ) -> Vec<Vec<f32>> {
     let rows = q.q_len * q.n_heads;
@@ -37,7 +37,8 @@ pub(crate) fn key_mass(
         q.head_dim
     );
     check(q, kv, views);
-    let call = Call { pool, path, q, kv, views, scale: scale * LOG2_E, lse };
+    let cap = rule.softcap.map(|cap| cap * LOG2_E);
+    let call = Call { pool, path, q, kv, views, scale: rule.scale * LOG2_E, cap, lse };
     match typed(kv, q.head_dim, q.n_heads) {
         Typed::F32(store) => call.run::<Single, f32>(store),
         Typed::Bf16(store) if path.has_pair_dot() => call.run::<Pair, _>(store),
@@ -52,6 +53,7 @@ struct Call<'a> {
     kv: &'a KvView<'a>,
     views: &'a [Vec<Segment>],
     scale: f32,
+    cap: Option<f32>,
     lse: &'a [f32],
 }
 
@@ -104,6 +106,7 @@ impl Call<'_> {
                 q,
                 store,
                 scale: self.scale,
+                cap: self.cap,
                 group,
                 kv_head,
                 tokens,

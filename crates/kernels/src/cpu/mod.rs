@@ -22,7 +22,7 @@ pub use path::Path;
 
 use crate::profile::AttendClock;
 use crate::{
-    Activation, Backend, DeviceError, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment,
+    Activation, Backend, DeviceError, KvView, ListedRequest, LogitRule, LowBitKeys, Matrix, Queries, Segment,
     SignRequest, TopK, TopKRequest,
 };
 use pool::Pool;
@@ -124,11 +124,11 @@ impl Cpu {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: impl Into<LogitRule>,
         out: &mut [f32],
         lse: Option<&mut [f32]>,
     ) {
-        attend::attend(&self.pool, self.path, self.clock.as_deref(), q, kv, views, scale, out, lse)
+        attend::attend(&self.pool, self.path, self.clock.as_deref(), q, kv, views, rule.into(), out, lse)
     }
 
     /// [`Backend::key_mass`], which cannot fail here.
@@ -137,10 +137,10 @@ impl Cpu {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: impl Into<LogitRule>,
         lse: &[f32],
     ) -> Vec<Vec<f32>> {
-        key_mass::key_mass(&self.pool, self.path, q, kv, views, scale, lse)
+        key_mass::key_mass(&self.pool, self.path, q, kv, views, rule.into(), lse)
     }
 }
 
@@ -199,11 +199,11 @@ impl Backend for Cpu {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: LogitRule,
         out: &mut [f32],
         lse: Option<&mut [f32]>,
     ) -> Result<(), DeviceError> {
-        self.attend(q, kv, views, scale, out, lse);
+        self.attend(q, kv, views, rule, out, lse);
         Ok(())
     }
 
@@ -212,10 +212,10 @@ impl Backend for Cpu {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: LogitRule,
         lse: &[f32],
     ) -> Result<Vec<Vec<f32>>, DeviceError> {
-        Ok(self.key_mass(q, kv, views, scale, lse))
+        Ok(self.key_mass(q, kv, views, rule, lse))
     }
 }
 

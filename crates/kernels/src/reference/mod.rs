@@ -3,8 +3,8 @@
 use crate::low_bit::LowBitQuery;
 use crate::signs::from_code;
 use crate::{
-    Backend, DeviceError, KvView, ListedRequest, LowBitKeys, Matrix, Queries, Segment, SignRequest, TopK,
-    TopKRequest, TopKRule,
+    Backend, DeviceError, KvView, ListedRequest, LogitRule, LowBitKeys, Matrix, Queries, Segment,
+    SignRequest, TopK, TopKRequest, TopKRule,
 };
 
 /// Plain f32 arithmetic on the calling thread.
@@ -169,11 +169,11 @@ impl Backend for Reference {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: LogitRule,
         out: &mut [f32],
         lse: Option<&mut [f32]>,
     ) -> Result<(), DeviceError> {
-        self.attend(q, kv, views, scale, out, lse);
+        self.attend(q, kv, views, rule, out, lse);
         Ok(())
     }
 }
@@ -217,10 +217,11 @@ impl Reference {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: impl Into<LogitRule>,
         out: &mut [f32],
         mut lse: Option<&mut [f32]>,
     ) {
+        let rule = rule.into();
         let (dim, group) = (q.head_dim, q.n_heads / kv.n_kv_heads);
         let mut value = vec![0.0; dim];
         for head in 0..q.n_heads {
@@ -238,7 +239,7 @@ impl Reference {
                             let mut key = vec![0.0; dim];
                             kv.copy_key(kv_head, t, &mut key);
                             segment.key_rope.rotate(segment.key_position.at(t, rank), &mut key);
-                            logits.push((scale * dot(&query, &key), t));
+                            logits.push((rule.logit(dot(&query, &key)), t));
                         }
                     }
                 }
@@ -267,10 +268,10 @@ impl Reference {
         q: &Queries,
         kv: &KvView,
         views: &[Vec<Segment>],
-        scale: f32,
+        rule: impl Into<LogitRule>,
         lse: &[f32],
     ) -> Vec<Vec<f32>> {
-        key_mass(q, kv, views, scale, lse)
+        key_mass(q, kv, views, rule.into(), lse)
     }
 }
 
@@ -279,7 +280,7 @@ pub(crate) fn key_mass(
     q: &Queries,
     kv: &KvView,
     views: &[Vec<Segment>],
-    scale: f32,
+    rule: LogitRule,
     lse: &[f32],
 ) -> Vec<Vec<f32>> {
     let (dim, group) = (q.head_dim, q.n_heads / kv.n_kv_heads);
@@ -305,7 +306,7 @@ pub(crate) fn key_mass(
                 for (row, query) in queries.chunks_exact(dim).enumerate() {
                     let (token, head) = (row / group, kv_head * group + row % group);
                     if segment.band.sees(q.first + token, t) {
-                        let weight = (scale * dot(query, &key) - lse[token * q.n_heads + head]).exp();
+                        let weight = (rule.logit(dot(query, &key)) - lse[token * q.n_heads + head]).exp();
                         *mass[head].last_mut().expect("a number was pushed for this key") += weight;
                     }
                 }

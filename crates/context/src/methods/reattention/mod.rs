@@ -319,7 +319,7 @@ impl ReAttention {
             voters = Queries { data: &data, q_len: data.len() / row, ..call.q };
         }
         let best = self.selector.top_k(call, &voters, &request)?;
-        let scale = call.scale;
+        let scale = call.rule.scale;
         let lists = if self.per_kv_head { call.kv.n_kv_heads } else { 1 };
         let heads = call.q.n_heads / lists;
         let votes_of = |list: usize| {
@@ -545,7 +545,7 @@ impl Method for ReAttention {
         let (first_voter, voter_stride) = self.voters(call.step, request.keys.len());
         let most = clip.saturating_mul(self.span).min(request.keys.len());
         let segments = self.segments(call, Arc::from([]), most, local)?;
-        let scale = call.scale;
+        let scale = call.rule.scale;
         let offsets = self.spans().offsets();
         let reach = self.clusters.reach;
         let kind = call.step.kind;
