@@ -287,5 +287,5 @@ pub(crate) static HALF_E4M3: [f32; 256] = {
 /// Digit `digit` (0 to 4) of five in base 3, which a byte holds as a fraction of 256.
 fn ternary_digit(byte: u8, digit: usize) -> u8 {
     let shifted = byte.wrapping_mul([1, 3, 9, 27, 81][digit]);
-    (u16::from(shifted) * 3 >> 8) as u8
+    ((u16::from(shifted) * 3) >> 8) as u8
 }

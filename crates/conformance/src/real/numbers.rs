@@ -97,12 +97,12 @@ impl<'a> Runner<'a> {
             let name = &prompt.name;
             if self.rounds == 0 {
                 worst_difference = worst_difference.max(seen.difference);
-                if !(seen.difference <= FLOAT) {
+                if exceeds(seen.difference, FLOAT) {
                     failures.push(format!("{name}: log-probabilities differ by {:.1e}", seen.difference));
                 }
             } else if !prompt.ill_conditioned {
                 worst_kl = worst_kl.max(seen.divergence);
-                if !(seen.divergence <= DIVERGENCE) {
+                if exceeds(seen.divergence, DIVERGENCE) {
                     failures.push(format!("{name}: KL {:.4}", seen.divergence));
                 }
             }
@@ -173,7 +173,7 @@ impl<'a> Runner<'a> {
         let losses = Reader::new(self)?.losses(&case.ids)?;
         let perplexity = (losses.iter().sum::<f64>() / losses.len() as f64).exp();
         let relative = (perplexity / case.perplexity - 1.0).abs();
-        if !(relative <= PERPLEXITY[self.rounds]) {
+        if exceeds(relative, PERPLEXITY[self.rounds]) {
             failures.push(format!("perplexity {perplexity:.4} instead of {:.4}", case.perplexity));
         }
         let mut difference = 0.0;
@@ -186,7 +186,7 @@ impl<'a> Runner<'a> {
             );
             difference += (losses[at.position] + at.logprob).abs() / case.at.len() as f64;
         }
-        if !(difference <= MEAN_DIFFERENCE) {
+        if exceeds(difference, MEAN_DIFFERENCE) {
             failures.push(format!("log-probabilities differ by {difference:.3} on average"));
         }
         Ok(match failures.is_empty() {
@@ -293,6 +293,11 @@ impl<'a> Reader<'a> {
         self.read = step.tokens.end;
         Ok(out)
     }
+}
+
+/// Whether a difference is more than its limit, or no number.
+fn exceeds(difference: f64, limit: f64) -> bool {
+    difference.is_nan() || difference > limit
 }
 
 #[cfg(test)]

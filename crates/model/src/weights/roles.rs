@@ -190,6 +190,7 @@ pub(crate) struct SparseRoles {
 }
 
 /// The MLP of a layer.
+#[allow(clippy::large_enum_variant, reason = "one at a time is made, and most are dense")]
 pub(crate) enum MlpRoles {
     Dense(GatedRoles),
     Sparse(Box<SparseRoles>),
