@@ -109,6 +109,9 @@ impl Checkpoint {
     /// When a file cannot be read.
     pub fn fingerprint(&self) -> Result<String, ModelError> {
         match (&self.path, &self.files) {
+            (Some(_), Files::Gguf(gguf)) if gguf.files().count() > 1 => {
+                fingerprint::of_files(gguf.files().map(PathBuf::from))
+            }
             (Some(path), _) => fingerprint::of_path(path),
             (None, Files::HuggingFace(_, Texts::Bundle(b))) => Ok(fingerprint::of_texts(&[
                 ("config.json", b.config.as_bytes()),

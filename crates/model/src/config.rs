@@ -365,11 +365,17 @@ impl<'a> Fields<'a> {
 
     fn family(&self) -> Result<&'static Family, ModelError> {
         let class = self.class();
-        let by_class = |c: &str| Family::all().iter().find(|f| f.architecture.eq_ignore_ascii_case(c));
+        // Files of a base model name its class, `LlamaModel` for `LlamaForCausalLM`.
+        let by_class = |c: &str| {
+            Family::all().iter().find(|f| {
+                let base = f.architecture.strip_suffix("ForCausalLM");
+                f.architecture.eq_ignore_ascii_case(c)
+                    || c.strip_suffix("Model").is_some_and(|stem| base == Some(stem))
+            })
+        };
         let found = match (self.text("model_type"), class) {
-            (Some(name), Some(class)) => {
-                Family::named(name).filter(|f| f.architecture.eq_ignore_ascii_case(class))
-            }
+            // As transformers does, where the two name different families; a class of neither kind may compute anything.
+            (Some(name), Some(class)) => Family::named(name).filter(|_| by_class(class).is_some()),
             (Some(name), None) => Family::named(name),
             (None, Some(class)) => by_class(class),
             (None, None) => return Err(self.error("model_type", "is missing, and so is `architectures`")),

@@ -1,6 +1,7 @@
 //! Which files a model is: what people name is a folder, a GGUF file under whatever name, or a cache of downloads.
 
 use crate::ModelError;
+use crate::hub::HubName;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,8 @@ pub(crate) enum Found {
 }
 
 /// Finds the model that `path` names: a folder of Hugging Face's, a GGUF file (known by its content, so a blob without an
-/// ending is one), a folder that holds a single GGUF file, or a repository in a cache of the hub.
+/// ending is one), a folder that holds a single GGUF file, a repository in a
+/// cache of the hub, or the name of one in the user's cache (`ORG/NAME[:FILE]`). What exists as a path is not taken for a name.
 ///
 /// # Errors
 /// When there is none, or several, with what would do.
@@ -31,9 +33,13 @@ pub(crate) fn find(path: &Path) -> Result<Found, ModelError> {
         });
     }
     if !path.is_dir() {
-        return no_model(missing(path));
+        return match path.to_str().and_then(HubName::parse) {
+            Some(name) => name.find(),
+            None => no_model("there is no such file or folder".into()),
+        };
     }
-    if path.join("config.json").exists() {
+    // Repositories of GGUF files often carry the config.json of the model that they were made of.
+    if path.join("config.json").exists() && (holds(path, "safetensors") || ggufs(path)?.is_empty()) {
         return Ok(Found::Folder(path.into()));
     }
     if let Some(snapshot) = snapshot(path) {
@@ -47,7 +53,12 @@ pub(crate) fn find(path: &Path) -> Result<Found, ModelError> {
     let mut models = ggufs(path)?;
     match (models.len(), models.pop()) {
         (1, Some(one)) => Ok(Found::Gguf(one)),
-        (0, _) => no_model("there is neither config.json nor a .gguf file".into()),
+        (0, _) => no_model(match later_part(path)? {
+            Some(part) => {
+                format!("it holds {part} of a model in parts, but not the first part; download that too")
+            }
+            None => "there is neither config.json nor a .gguf file".into(),
+        }),
         (n, last) => {
             models.extend(last);
             let names: Vec<_> =
@@ -91,27 +102,9 @@ pub(crate) fn begins(path: &Path, n: u64) -> Result<Vec<u8>, ModelError> {
     Ok(head)
 }
 
-/// Why a path that does not exist names no model.
-fn missing(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let is_name = |part: &str| {
-        !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    match text.split_once('/') {
-        Some((organisation, name))
-            if is_name(organisation) && is_name(name) && !organisation.starts_with('.') =>
-        {
-            format!(
-                "there is no such file or folder here; if it is a model of the Hugging Face hub, download it with `hf download {text} --local-dir {name}` and give --model {name}"
-            )
-        }
-        _ => "there is no such file or folder".into(),
-    }
-}
-
 /// The snapshot of a repository in a cache of the hub (`models--ORG--NAME` with `refs` and `snapshots`): that of `main`, or the
 /// only one.
-fn snapshot(path: &Path) -> Option<PathBuf> {
+pub(crate) fn snapshot(path: &Path) -> Option<PathBuf> {
     let snapshots = path.join("snapshots");
     if let Ok(commit) = std::fs::read_to_string(path.join("refs").join("main")) {
         let commit = commit.trim();
@@ -127,7 +120,7 @@ fn snapshot(path: &Path) -> Option<PathBuf> {
 }
 
 /// The models among the GGUF files of a folder, by name. Later parts of one in parts, and projectors of pictures, are none.
-fn ggufs(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+pub(crate) fn ggufs(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(ModelError::io(dir))? {
         let path = entry.map_err(ModelError::io(dir))?.path();
@@ -141,7 +134,21 @@ fn ggufs(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     Ok(found)
 }
 
-/// Number and count of a part of a model in parts, from 1: llama.cpp names them `NAME-00001-of-00003.gguf`.
+/// Whether a folder holds a file of this ending.
+fn holds(dir: &Path, ending: &str) -> bool {
+    std::fs::read_dir(dir)
+        .is_ok_and(|entries| entries.flatten().any(|entry| has_ending(&entry.path(), ending)))
+}
+
+/// The name of a later part in a folder.
+fn later_part(dir: &Path) -> Result<Option<String>, ModelError> {
+    let entries = std::fs::read_dir(dir).map_err(ModelError::io(dir))?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| part_of(&name.to_ascii_lowercase()).is_some()).min())
+}
+
+/// Number and count of a part of a model in parts, from 1: llama.cpp names them `NAME-00001-of-00003.gguf`. `name` in small
+/// letters.
 pub(crate) fn part_of(name: &str) -> Option<(u32, u32)> {
     let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
     let (_, number) = rest.rsplit_once('-')?;

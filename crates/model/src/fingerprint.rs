@@ -9,8 +9,8 @@ use xxhash_rust::xxh3::Xxh3;
 /// XXH3 (128 bits, hexadecimal) of the files that make up a model: `path` if it is a file; of a folder all weights and JSON
 /// files, in order of their names, each after its name and length. Every byte is read.
 pub(crate) fn of_path(path: &Path) -> Result<String, ModelError> {
-    let mut hash = Xxh3::new();
     if !path.is_dir() {
+        let mut hash = Xxh3::new();
         add_file(&mut hash, path)?;
         return Ok(hex(&hash));
     }
@@ -22,6 +22,12 @@ pub(crate) fn of_path(path: &Path) -> Result<String, ModelError> {
         }
     }
     files.sort();
+    of_files(files)
+}
+
+/// XXH3 of these files in their order, each after its name and length.
+pub(crate) fn of_files(files: impl IntoIterator<Item = PathBuf>) -> Result<String, ModelError> {
+    let mut hash = Xxh3::new();
     for file in files {
         let length = std::fs::metadata(&file).map_err(ModelError::io(&file))?.len();
         add_head(&mut hash, &file.file_name().unwrap_or_default().to_string_lossy(), length);

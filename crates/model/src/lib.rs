@@ -14,6 +14,7 @@ mod files;
 mod fingerprint;
 #[doc(hidden)]
 pub mod fuzzing;
+mod hub;
 mod linear;
 mod mlp;
 mod on_device;

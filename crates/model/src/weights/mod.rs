@@ -7,6 +7,7 @@ mod mxfp4;
 mod roles;
 pub(crate) mod safetensors;
 mod source;
+mod wrappers;
 
 pub use layer::{GatedMlp, LayerWeights, Mlp, SparseMlp, Weights};
 pub(crate) use roles::{Layout, MlpRoles, Part, Pieces, Role, Roles, Slot};
@@ -325,7 +326,7 @@ fn check(store: &dyn TensorStore, slot: &Slot) -> Result<Stored, ModelError> {
         tensor: slot.name.clone(),
         help: match &slot.name[..] {
             "lm_head.weight" | "output.weight" => {
-                "; if the output head is the embedding, set `tie_word_embeddings`"
+                "; a base model (such as LlamaModel) has no output head: set `tie_word_embeddings` if the head is the embedding, otherwise take the checkpoint with a head (such as LlamaForCausalLM)"
             }
             _ => "; are configuration and weights from the same model, and is the download complete?",
         }

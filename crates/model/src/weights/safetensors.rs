@@ -1,6 +1,7 @@
 //! Safetensors: one file, or a folder of shards with an index.
 
 use super::source::Source;
+use super::wrappers::own_name;
 use super::{Element, Pieces, Stored, TensorStore};
 use crate::ModelError;
 use reattention_kernels::Matrix;
@@ -67,7 +68,8 @@ impl SafeTensors {
     pub fn from_sources(dir: &Path, files: Vec<Source>) -> Result<Self, ModelError> {
         let mut tensors: HashMap<String, Entry> = HashMap::new();
         for (file, source) in files.iter().enumerate() {
-            for (tensor, entry) in read_header(source, file)? {
+            for (stored, entry) in read_header(source, file)? {
+                let tensor = own_name(&stored).into_owned();
                 if let Some(other) = tensors.get(&tensor) {
                     let (first, second) = (files[other.file].name().into(), source.name().into());
                     return Err(ModelError::DuplicateTensor { tensor, first, second });
@@ -79,7 +81,8 @@ impl SafeTensors {
         Ok(Self { name, files, tensors })
     }
 
-    /// Names of all tensors.
+    /// Names of all tensors, as the model's own class has them: without prefixes of wrappers, and with `model.` where a base model
+    /// leaves it out.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
@@ -102,7 +105,7 @@ impl SafeTensors {
             })?);
         }
         let tensors = Self::from_sources(dir, files)?;
-        match map.iter().find(|(tensor, _)| !tensors.tensors.contains_key(*tensor)) {
+        match map.iter().find(|(tensor, _)| !tensors.tensors.contains_key(own_name(tensor).as_ref())) {
             None => Ok(tensors),
             Some((tensor, shard)) => Err(ModelError::TensorMissing {
                 file: dir.join(shard).display().to_string(),

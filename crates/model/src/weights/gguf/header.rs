@@ -36,7 +36,9 @@ pub(crate) struct TensorInfo {
     pub(crate) element: Result<Element, Unserved>,
     /// First byte in the file.
     pub(crate) offset: u64,
-    bytes: u64,
+    /// The file of a model in parts that it is in, from 0.
+    pub(crate) part: usize,
+    pub(super) bytes: u64,
 }
 
 const MAX_TEXT: u64 = 16 << 20;
@@ -287,7 +289,7 @@ impl Reader<'_> {
             }
             Err(_) => 0,
         };
-        Ok((name, TensorInfo { shape, element, offset: self.u64()?, bytes: bytes as u64 }))
+        Ok((name, TensorInfo { shape, element, offset: self.u64()?, part: 0, bytes: bytes as u64 }))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod config;
 pub(crate) mod header;
+mod parts;
 mod tokenizer;
 pub(crate) mod types;
 
@@ -13,21 +14,43 @@ use reattention_kernels::{BlockType, Buffer, Matrix, MatrixData};
 use std::path::Path;
 use std::sync::Arc;
 
-/// An opened GGUF file; tensors are read when asked for.
+/// An opened GGUF file, or all files of a model in parts; tensors are read when asked for.
 #[derive(Debug)]
 pub(crate) struct Gguf {
     source: Source,
+    /// Parts 2 and on of a model in parts.
+    later: Vec<Source>,
+    /// That of the first part, with the tensors of all.
     header: Header,
 }
 
 impl Gguf {
     pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
-        Self::from_source(Source::open(path).map_err(ModelError::io(path))?)
+        let source = Source::open(path).map_err(ModelError::io(path))?;
+        let mut header = header::read(&source)?;
+        let later = parts::join(path, &source, &mut header)?;
+        Ok(Self { source, later, header })
     }
 
+    /// A model of one file, which need not be on disk.
     pub(crate) fn from_source(source: Source) -> Result<Self, ModelError> {
         let header = header::read(&source)?;
-        Ok(Self { source, header })
+        match parts::first_of(&source, &header)? {
+            None => Ok(Self { source, later: Vec::new(), header }),
+            Some(_) => {
+                Err(ModelError::unsupported(source.name(), "a model in parts that is not on disk", ""))
+            }
+        }
+    }
+
+    /// Names of its files, which are their paths, from the first part on.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.source).chain(&self.later).map(Source::name)
+    }
+
+    /// The file that a tensor is in.
+    fn file_of(&self, info: &TensorInfo) -> &Source {
+        info.part.checked_sub(1).and_then(|part| self.later.get(part)).unwrap_or(&self.source)
     }
 
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
@@ -99,7 +122,7 @@ impl TensorStore for Gguf {
         }
         let (info, element) = self.info(name)?;
         self.refuse_outer_scale(name, element)?;
-        Ok(Some(Stored { file: self.source.name().into(), shape: info.shape.clone(), element }))
+        Ok(Some(Stored { file: self.file_of(info).name().into(), shape: info.shape.clone(), element }))
     }
 
     fn has(&self, name: &str) -> bool {
@@ -109,15 +132,15 @@ impl TensorStore for Gguf {
     fn matrix(&self, name: &str, cols: usize, pieces: &Pieces) -> Result<Arc<Matrix>, ModelError> {
         let (info, element) = self.info(name)?;
         let Element::Quantised(kind) = element else {
-            return self.source.dense(element, info.offset, cols, pieces);
+            return self.file_of(info).dense(element, info.offset, cols, pieces);
         };
         // Blocks are multiplied as they stand: what is held is what the file holds.
         let row = kind.row_bytes(cols).unwrap_or_default();
         let mut bytes = Buffer::zeroed(row * pieces.rows());
-        self.source.read_rows(info.offset, row, pieces, &mut bytes)?;
+        self.file_of(info).read_rows(info.offset, row, pieces, &mut bytes)?;
         let matrix = Matrix::new(pieces.rows(), cols, MatrixData::Blocks(kind, bytes));
         matrix.map(Arc::new).map_err(|_| {
-            ModelError::format(self.source.name(), "GGUF", format!("tensor `{name}` has odd rows"))
+            ModelError::format(self.file_of(info).name(), "GGUF", format!("tensor `{name}` has odd rows"))
         })
     }
 }
