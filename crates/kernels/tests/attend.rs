@@ -3,7 +3,7 @@
 mod common;
 use common::{AnyStore, Rng, assert_close, backends, key_set};
 use reattention_kernels::{
-    Backend, Band, Cpu, KeySet, KvView, Position, Queries, Reference, RopeTable, Segment,
+    Backend, Band, Cpu, KeySet, KvView, LogitRule, Position, Queries, Reference, RopeTable, Segment,
 };
 use std::sync::Arc;
 
@@ -242,7 +242,16 @@ fn the_mass_of_a_window_crosses_blocks_of_queries_pieces_and_pages() {
         for backends in backends() {
             let what = format!("{}: half {half}, dim {head_dim}, {q_len} queries", backends[0].name());
             let tolerance = if half && backends[0].name().contains("bf16") { 4e-2 } else { 5e-5 };
-            check_mass(&backends, &q, &store.view(), &[vec![near.clone()]], scale, &lse, tolerance, &what);
+            check_mass(
+                &backends,
+                &q,
+                &store.view(),
+                &[vec![near.clone()]],
+                scale.into(),
+                &lse,
+                tolerance,
+                &what,
+            );
             let all = backends[0].key_mass(&q, &store.view(), &views, scale, &lse);
             for (head, mass) in all.iter().enumerate() {
                 assert_close(
