@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// The model, and what it runs on.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Hugging Face folder, GGUF file (of a model in parts the first), or ORG/NAME[:FILE] in the Hugging Face cache; if left out
+    /// Hugging Face folder, GGUF file (of a model in parts the first), ORG/NAME or ORG/NAME:FILE in the Hugging Face cache; if left out
     /// the built-in model, which looks up numbers of five digits and nothing else.
     #[arg(long, value_name = "DIR|FILE|NAME")]
     pub(crate) model: Option<PathBuf>,

@@ -73,7 +73,7 @@ pub(crate) struct DeviceScratch {
 /// What the model has that the loop on a device does not compute, `None` where it computes everything.
 fn unserved(config: &Config, weights: &Weights) -> Option<&'static str> {
     let any = |has: &dyn Fn(&LayerWeights) -> bool| weights.layers.iter().any(has);
-    let parts: [(bool, &str); 7] = [
+    let parts: [(bool, &str); 8] = [
         (any(&|l| matches!(l.mlp, Mlp::Sparse(_))), "a mixture of experts"),
         (any(&|l| l.sinks.is_some()), "attention sinks"),
         (any(&|l| l.attn_post_norm.is_some() || l.mlp_post_norm.is_some()), "norms after attention and MLP"),
@@ -83,6 +83,7 @@ fn unserved(config: &Config, weights: &Weights) -> Option<&'static str> {
             config.embedding_scale != 1.0 || config.residual_scale != 1.0 || config.logit_scale != 1.0,
             "scaled embeddings, branches or logits",
         ),
+        (config.attention_softcap.is_some(), "a soft cap of attention scores"),
         (config.logit_softcap.is_some(), "a soft cap of logits"),
     ];
     parts.into_iter().find(|(has, _)| *has).map(|(_, part)| part)

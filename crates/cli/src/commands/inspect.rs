@@ -11,7 +11,7 @@ use std::process::ExitCode;
 /// Show what a model is and what it needs.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Hugging Face folder, GGUF file (of a model in parts the first), or ORG/NAME[:FILE] in the Hugging Face cache; the built-in
+    /// Hugging Face folder, GGUF file (of a model in parts the first), ORG/NAME or ORG/NAME:FILE in the Hugging Face cache; the built-in
     /// model if left out.
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,

@@ -245,7 +245,8 @@ impl Gguf {
         };
         let mut scaling = Map::new();
         scaling.insert("rope_type".into(), json!(name));
-        scaling.insert("factor".into(), json!(factor));
+        // An absent factor, or 0, means 1 (llama.cpp), whatever the windows are.
+        scaling.insert("factor".into(), json!(factor.unwrap_or(1.0)));
         for (to, from) in [
             ("original_max_position_embeddings", "rope.scaling.original_context_length"),
             ("beta_fast", "rope.scaling.yarn_beta_fast"),
