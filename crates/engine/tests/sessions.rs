@@ -149,7 +149,8 @@ fn cancelling_leaves_the_session_usable() {
     cancelled.cancel();
     session.truncate(500).unwrap();
     session.prefill(&rest, &Cancel::default(), |_| {}).unwrap();
-    let stopped = session.generate(&options(&engine), None, &cancelled, |_| {}).unwrap();
+    let tokenizer = Some(engine.tokenizer().as_ref());
+    let stopped = session.generate(&options(&engine), tokenizer, &cancelled, |_| {}).unwrap();
     assert_eq!((stopped.finish, stopped.ids.len()), (Finish::Cancelled, 0));
 }
 

@@ -240,7 +240,7 @@ impl Seen {
             // A number that is none is no small difference.
             difference: pairs()
                 .map(|(a, b)| (a - b).abs())
-                .fold(0.0, |a, b| if b.is_nan() { b } else { b.max(a) }),
+                .fold(0.0f64, |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }),
             divergence: pairs().map(|(a, b)| a.exp() * (a - b)).sum::<f64>() + of_rest,
         }
     }

@@ -414,7 +414,7 @@ mod tests {
         assert_eq!(found.options()["prompts"], "base");
         let (_dir, found) = suite("number_string", &rows, Options::default()).unwrap();
         assert_eq!(first(&found).questions[0].max_new_tokens, 12);
-        assert!(matches!(found.problems(), [p] if p.problem == "id `7` stands on line 1 already"));
+        assert!(matches!(found.problems(), [p] if p.problem == "id `7` stands on line 1 already (row 1)"));
     }
 
     #[test]

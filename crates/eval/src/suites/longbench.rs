@@ -343,7 +343,7 @@ mod tests {
         assert_eq!(found.readings().len(), 1);
         let problems: Vec<String> = found.problems().iter().map(|p| p.to_string()).collect();
         let expected = [
-            "hotpotqa.jsonl:2: id `a` stands on line 1 already",
+            "hotpotqa.jsonl:2: id `a` stands on line 1 already (row 1)",
             "hotpotqa.jsonl:3: `dataset` is \"qasper\" where hotpotqa belongs",
             "hotpotqa.jsonl:4: `input` is a number where a text belongs",
             "hotpotqa.jsonl:5: `input` is missing",
