@@ -275,7 +275,6 @@ fn a_device_that_fails_refuses_the_step_and_leaves_the_context() {
         ("reattention", with(&["selector=boxes", "exact_below=40"])),
         // Keys on the host from here on: their search and attention are copied to the device.
         ("reattention", with(&["share=kv_head"])),
-        ("reattention", with(&["share=kv_head", "selector=clusters", "exact_below=40"])),
         ("infllm", vec!["global=2", "local=16", "block=4", "top_k=3", "repr=2", "exc_block=8"]),
         ("ms-poe", vec!["layers=1-"]),
     ];
