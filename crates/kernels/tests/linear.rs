@@ -145,7 +145,9 @@ fn activations_have_the_values_of_their_formulas() {
             let mut got = [gate];
             backend.gate(activation, &mut got, &[up]);
             let what = format!("{}: {activation:?} of {gate} and {up}", backend.name());
-            assert!((got[0] - want).abs() <= 2e-5 * want.abs(), "{what} is {}, expected {want}", got[0]);
+            // Below 1e-30 a number is none: what the fast exponential leaves of the largest negative ones.
+            let close = (got[0] - want).abs() <= 2e-5 * want.abs() + 1e-30;
+            assert!(close, "{what} is {}, expected {want}", got[0]);
             let mut bad = [f32::NAN, 1.0];
             backend.gate(activation, &mut bad, &[1.0, f32::NAN]);
             assert!(bad.iter().all(|x| x.is_nan()), "{what}: {bad:?}");
