@@ -356,7 +356,19 @@ impl Runner<'_> {
         let ids = case.ids("greedy_ids")?;
         let (_, want) = case.floats("greedy_logits")?;
         let mut scratch = Scratch::default();
+        // Past LongRoPE's border the published cache mixes keys rotated by both lists; ours holds keys before rotation, so
+        // only what is computed anew (`without_cache`) can be compared there.
+        let border = match self.model.shape().rope.scaling {
+            RopeScaling::LongRope { original_window, .. } if prompt <= original_window => original_window,
+            _ => usize::MAX,
+        };
         for (g, &id) in ids.iter().enumerate() {
+            if prompt + g > border {
+                found
+                    .notes
+                    .push(format!("cached steps compared up to LongRoPE's border, {g} of {}", ids.len()));
+                break;
+            }
             check_greedy(&format!("greedy step {g}"), &logits, id, &want[g * vocab..(g + 1) * vocab], found);
             if g + 1 < ids.len() {
                 let step = Step { tokens: prompt + g..prompt + g + 1, kind: StepKind::Decode };
